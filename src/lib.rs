@@ -75,8 +75,7 @@
 //! * *cloud*: Google, AWS or Azure. *service*: one of a cloud's interfaces for credentials, such as IMDSv2 or
 //!   App Service (`metadata::Service`). *principal*: the account of the host, or of an identity, in a cloud.
 //!   *AWS session*: temporary AWS credentials; *session* alone is always one of ours. *resource*: what a token
-//!   of Azure is for. *tenant*: a directory of Azure in `source::azure`; in `lifecycle`, the container that has
-//!   an address.
+//!   of Azure is for. *tenant*: a Microsoft Entra directory.
 //! * *lease*: a live grant at an address, for one *epoch*: one start of one container. A lease is *admitted*,
 //!   and *confirmed* once the container was seen running at the address. It *ends* with its container, or is
 //!   *cut off* by a person.

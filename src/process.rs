@@ -116,9 +116,9 @@ pub async fn accept_each<S, F: Future<Output = std::io::Result<S>>>(
 /// Runs blocking `work` without blocking other tasks. It gets its own thread: if it hangs for good (a dead
 /// file server never answers), it blocks no thread of a pool. `None` if no thread could be started or `work`
 /// panicked.
-pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, ended) = tokio::sync::oneshot::channel();
-    let begun = std::thread::Builder::new().name("aside".into()).spawn(move || drop(done.send(work())));
+    let begun = std::thread::Builder::new().name("blocking".into()).spawn(move || drop(done.send(work())));
     begun.ok()?;
     ended.await.ok()
 }

@@ -1,7 +1,7 @@
 //! Which address has which lease: shared by the side that grants and the side that serves.
 //!
 //! Only [`Writer`] can grant, and there is one; [`Reader`] can only look up. The two sides never import each
-//! other: a question from the reader's side travels through [`Questions`].
+//! other: the reader's side asks through [`Questions`].
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_unknown_address_is_held_within_its_time_limit() {
+    async fn an_unknown_address_waits_for_a_lease_until_the_deadline() {
         let (mut writer, reader, _questions) = new();
         let started = Instant::now();
         assert!(reader.ask(AT, started + Duration::from_secs(2)).await.is_none());

@@ -1,6 +1,6 @@
-//! What a session keeps of a container: while it lives, and after it is gone. Counted by the allocator, with the
-//! proxy, the lifecycle and the server as in a session, against an engine and a relay at the wire. A program of its
-//! own, because the allocator counts for the whole program.
+//! The memory that a session keeps for a container, while it lives and after it is gone. The allocator counts
+//! it, with proxy, lifecycle and server as in a session, against a fake engine and relay at the wire. It is a
+//! separate program, because the allocator counts for the whole program.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::alloc::System;
@@ -78,7 +78,7 @@ impl Source for Ready {
     }
 }
 
-/// An engine that makes containers, and says that they run and end as the test starts and removes them.
+/// An engine that creates containers, and sends events as the test starts and removes them.
 #[derive(Clone, Default)]
 struct TinyEngine {
     made: Arc<AtomicUsize>,
@@ -127,7 +127,7 @@ impl TinyEngine {
             "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
-        // Connections that a client keeps for later would count as memory of the last container.
+        // A connection that a client keeps for later would count as memory of the last container.
         let _ = stream.write_all(reply.as_bytes());
     }
 
@@ -146,7 +146,7 @@ impl TinyEngine {
         let of = path.split('/').find(|part| part.len() == 64);
         match (of, line) {
             (Some(of), line) if line.starts_with("GET ") => {
-                // Where the lifecycle put it.
+                // The address that the lifecycle gave it.
                 let address = address(usize::from_str_radix(of, 16).unwrap());
                 let body = serde_json::json!({
                     "Id": of, "Name": format!("/task-{of}"), "State": {"Status": "running", "Running": true},
@@ -179,7 +179,7 @@ fn id(number: usize) -> String {
     format!("{number:064x}")
 }
 
-/// Addresses are given in turn, and there are enough for all.
+/// Addresses are given in turn, and there are enough for all containers.
 const ADDRESSES: usize = 4000;
 
 fn address(number: usize) -> Ipv4Addr {
@@ -187,7 +187,7 @@ fn address(number: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 9, (place / 250) as u8, (place % 250) as u8 + 2)
 }
 
-/// A session without a process.
+/// The parts of a session, without a process.
 struct SessionParts {
     socket: PathBuf,
     lifecycle: Arc<Lifecycle>,
@@ -260,7 +260,7 @@ impl SessionParts {
         status
     }
 
-    /// A kfp task is created, started, and asks for its token as soon as it runs.
+    /// Creates and starts a kfp task, which requests its token as soon as it runs.
     async fn starts(&self, number: usize) {
         let body = BODY.replace("\"AutoRemove\": true", "\"AutoRemove\": false");
         let body = body.replace("567757", &format!("{number:06}"));
@@ -284,14 +284,14 @@ impl SessionParts {
         assert_eq!(self.call(&format!("DELETE /containers/{}", id(number)), String::new()).await, 204);
     }
 
-    /// Waits until only so many leases are left, and nothing is under way.
+    /// Waits until exactly `leases` leases are left and no work is pending.
     async fn settles_at(&self, leases: usize) {
         let within = std::time::Instant::now() + Duration::from_secs(20);
         while self.leases.leases().len() != leases {
             assert!(std::time::Instant::now() < within, "{} leases", self.leases.leases().len());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        // A look for a late event takes a second.
+        // The look for a late event takes a second.
         tokio::time::sleep(Duration::from_millis(1500)).await;
     }
 }
@@ -357,10 +357,10 @@ fn settings(
     }
 }
 
-/// The page's history holds the last 500 runs, so those come first. One container runs all the time, as a notebook
-/// does: its token stays the others' token.
+/// The page's history holds the last 500 runs, so those come first. One container runs all the time, like a
+/// notebook: its token is the one that the others get.
 #[tokio::test]
-async fn what_is_gone_takes_64_bytes_and_what_lives_four_kilobytes() {
+async fn a_gone_container_keeps_64_bytes_and_a_live_one_4_kilobytes() {
     const BEFORE: usize = 600;
     const GONE: usize = 3072;
     const ALIVE: usize = 200;

@@ -62,7 +62,7 @@ impl InputFetcher {
         let root = cache::root(env);
         let swept = root.clone();
         tasks.spawn("sweep of inputs", async move {
-            let _ = crate::process::aside(move || cache::sweep(&swept)).await;
+            let _ = crate::process::run_blocking(move || cache::sweep(&swept)).await;
         });
         if !config.gcs.fetch {
             return None;
@@ -86,7 +86,7 @@ impl InputFetcher {
     /// Removes all fetched objects. Running containers lose access to them.
     pub(super) async fn close(&self) {
         let cache = self.cache.clone();
-        let _ = crate::process::aside(move || cache.remove()).await;
+        let _ = crate::process::run_blocking(move || cache.remove()).await;
     }
 
     async fn attend(self: Arc<Self>, mut asks: mpsc::Receiver<Fetch>) {
@@ -159,7 +159,8 @@ impl InputFetcher {
         let proxies = super::proxies(&self.env);
         // Blocks: it reads the machine's certificate authorities.
         let made =
-            crate::process::aside(move || Upstream::through(&proxies, Limits::default(), vec![])).await;
+            crate::process::run_blocking(move || Upstream::through(&proxies, Limits::default(), vec![]))
+                .await;
         let upstream = made.unwrap_or_else(|| Err(SourceError::transient("no thread could be started")))?;
         Ok(Arc::new(Storage::new(upstream, endpoint)))
     }
@@ -176,7 +177,7 @@ impl InputFetcher {
             return got;
         }
         let cache = self.cache.clone();
-        if let Some(Err(why)) = crate::process::aside(move || cache.open()).await {
+        if let Some(Err(why)) = crate::process::run_blocking(move || cache.open()).await {
             got.refused.push(why);
             return got;
         }
@@ -194,7 +195,7 @@ impl InputFetcher {
             }
         }
         let (cache, count) = (self.cache.clone(), kept.len());
-        let mounted = crate::process::aside(move || cache.mount(kept)).await;
+        let mounted = crate::process::run_blocking(move || cache.mount(kept)).await;
         match mounted.unwrap_or_else(|| Err("no thread could be started".into())) {
             Ok(mounted) => {
                 got.refused.extend(mounted.left_out);

@@ -13,7 +13,7 @@ use crate::config::{self, Config, Environment, ReloadError};
 use crate::console::Console;
 use crate::docker::proxy::{ProxySettings, Rules, writable_by_a_container, wrong_with_volumes};
 use crate::lifecycle::Lifecycle;
-use crate::process::{Tasks, aside};
+use crate::process::{Tasks, run_blocking};
 use crate::quote;
 use crate::source::stamp::Stamp;
 
@@ -50,7 +50,7 @@ pub(super) async fn follow(
         let place = file.clone();
         let next = async {
             tokio::time::sleep(LOOK_EVERY).await;
-            aside(move || Stamp::of(&place)).await
+            run_blocking(move || Stamp::of(&place)).await
         };
         let now = tokio::select! {
             () = tasks.stop().cancelled() => return,
@@ -99,7 +99,7 @@ async fn look(
         |why: String| ReloadError::Broken(format!("{} is not read again: {why}; {stays}", quote::path(file)));
     let (old, env) = (config.clone(), env.clone());
     // The sources of mounts are searched for keys, which blocks: not on the serving thread.
-    let mut reading = pin!(aside(move || config::reread(&old, &env)));
+    let mut reading = pin!(run_blocking(move || config::reread(&old, &env)));
     let read = match tokio::time::timeout(SILENT, &mut reading).await {
         Ok(read) => read,
         Err(_) => {

@@ -319,7 +319,7 @@ impl Session {
             let _alone = self.stopping.lock().await;
             stop_containers(&self.lifecycle, &self.metadata.engine, &self.console).await;
         }
-        self.lifecycle.tell_ends().await;
+        self.lifecycle.report_ends().await;
         let summary = self.lifecycle.cut_off_all();
         // Ending the tunnel ends the relay.
         self.tasks.finish(Duration::from_secs(3)).await;

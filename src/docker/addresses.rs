@@ -30,7 +30,7 @@ impl Addresses {
         }
     }
 
-    /// How many are held.
+    /// How many addresses are held.
     pub fn held(&self) -> usize {
         self.held.len()
     }
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_comes_back_after_all_others() {
+    fn a_released_address_is_reused_last() {
         let all = (1..=4).map(|last| Ipv4Addr::new(10, 0, 0, last));
         let mut addresses = Addresses::new(all.clone());
         let first = addresses.take().unwrap();

@@ -1,5 +1,5 @@
 //! Turns an engine's error messages into advice. Engines word the same error differently, and their messages
-//! help only those who know their internals; the original is in the diagnostic log.
+//! help only people who know their internals; the diagnostic log has the original.
 
 use crate::failure::{Reason, Remedy};
 
@@ -64,7 +64,7 @@ const CAUSES: [(&[&str], &str, Remedy); 9] = [
     ),
 ];
 
-fn known(words: &str) -> Option<Reason> {
+fn known_cause(words: &str) -> Option<Reason> {
     let words = words.to_lowercase();
     let cause = CAUSES.iter().find(|(all, ..)| all.iter().any(|word| words.contains(word)));
     cause.map(|(_, advice, remedy)| Reason::new(*advice, remedy.clone()))
@@ -72,7 +72,7 @@ fn known(words: &str) -> Option<Reason> {
 
 /// Advice for an error answer; an unknown one is shown as the engine wrote it.
 pub(super) fn of(status: u16, words: &str) -> Reason {
-    if let Some(advice) = known(words) {
+    if let Some(advice) = known_cause(words) {
         return advice;
     }
     let words: String =
@@ -84,10 +84,10 @@ pub(super) fn of(status: u16, words: &str) -> Reason {
     .into()
 }
 
-/// Advice for an answer that is missing, broken off or unparsable.
-pub(super) fn of_a_break(words: &str) -> Reason {
+/// Advice for an answer that is missing, incomplete or unparsable.
+pub(super) fn of_broken_answer(words: &str) -> Reason {
     let unknown = "the engine's answer breaks off or is not understood; docker info says whether it is well";
-    known(words).unwrap_or_else(|| unknown.into())
+    known_cause(words).unwrap_or_else(|| unknown.into())
 }
 
 /// Most characters shown of an engine's message.
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_engine_s_words_become_what_to_do() {
+    fn known_errors_of_engines_become_advice() {
         for (words, said, remedy) in [
             (
                 "Docker stream error: write /x: no space left on device",
@@ -116,12 +116,12 @@ mod tests {
             ("docker load is disabled by your administrator", "blockDockerLoad", Remedy::Unknown),
             ("enhanced container isolation: docker.sock", "Enhanced Container Isolation", Remedy::Unknown),
         ] {
-            for told in [of(500, words), of_a_break(words)] {
-                assert!(told.contains(said) && !told.contains(words), "{words}: {told}");
-                assert_eq!(told.remedy, remedy, "{words}");
+            for advice in [of(500, words), of_broken_answer(words)] {
+                assert!(advice.contains(said) && !advice.contains(words), "{words}: {advice}");
+                assert_eq!(advice.remedy, remedy, "{words}");
             }
         }
         assert!(of(500, "something\nnew").starts_with("something new; docker info"));
-        assert!(of(418, "").contains("418") && of_a_break("hyper: 0xc0").contains("docker info"));
+        assert!(of(418, "").contains("418") && of_broken_answer("hyper: 0xc0").contains("docker info"));
     }
 }

@@ -1,8 +1,8 @@
-//! A bridge of ours in place of the engine's default bridge.
+//! Our own bridge in place of the engine's default bridge.
 //!
 //! A second network costs a container 40 to 140 ms (`docs/internals/figures.md`). A container that would be
-//! alone on the default bridge loses nothing if it gets another bridge with the same way out, and on that
-//! bridge the relay is its only neighbour besides other containers with an identity.
+//! alone on the default bridge loses nothing if it gets another bridge with the same outbound access, and on
+//! that bridge the relay is its only neighbour besides other containers with an identity.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -20,18 +20,18 @@ use crate::json::{items, strings};
 /// The engine's name for the network of containers that name none.
 pub const DEFAULT_BRIDGE: &str = "bridge";
 
-/// Ends the name of every bridge of ours.
+/// The suffix in the names of our bridges.
 const SUFFIX: &str = "-bridge";
 
-/// Options of the default bridge that decide what its containers can do, and that ours takes over.
+/// Options of the default bridge that decide what its containers can do; our bridge gets the same values.
 const TAKEN_OVER: [&str; 3] = [
     "com.docker.network.bridge.enable_ip_masquerade",
     "com.docker.network.bridge.host_binding_ipv4",
     "com.docker.network.driver.mtu",
 ];
 
-/// Link-local addresses of containers on a bridge. Each bridge is a segment of its own, so that every session
-/// can use the same ones; the first range that does not meet the session's other ranges is taken.
+/// Link-local addresses of containers on a bridge. Each bridge is a segment of its own, so every session can
+/// use the same ranges: it takes the first one that does not overlap its other ranges.
 const RANGES: [Pool; 3] = [
     Pool { network: Ipv4Addr::new(169, 254, 172, 0), prefix: 22 },
     Pool { network: Ipv4Addr::new(169, 254, 176, 0), prefix: 22 },
@@ -43,7 +43,7 @@ pub fn name_for(session: &str) -> String {
     format!("{SHARED_NAME}-{session}{SUFFIX}")
 }
 
-/// Whether a network of ours with this name is a bridge in place of the default one.
+/// Whether our network with this name is a bridge in place of the default one.
 pub fn is_named_as_bridge(network: &str) -> bool {
     network.ends_with(SUFFIX)
 }
@@ -61,18 +61,18 @@ pub struct DefaultBridge {
     options: HashMap<String, String>,
 }
 
-/// The ids of the containers in a list of the engine's.
+/// The ids of the containers in one of the engine's lists.
 pub fn ids(list: &Value) -> Vec<String> {
     items(list).filter_map(|found| Some(found["Id"].as_str()?.into())).collect()
 }
 
-/// The link-local addresses that a listed container has on the default bridge, from its create.
-fn linked_on_default(found: &Value) -> impl Iterator<Item = Ipv4Addr> {
+/// The link-local addresses of a listed container on the default bridge, as its create request set them.
+fn link_local_on_default(found: &Value) -> impl Iterator<Item = Ipv4Addr> {
     let endpoint = &found["NetworkSettings"]["Networks"][DEFAULT_BRIDGE];
     strings(&endpoint["IPAMConfig"]["LinkLocalIPs"]).filter_map(|address| address.parse().ok())
 }
 
-/// A container that was connected to a network past the proxy.
+/// A container that a client connected to a network, bypassing the proxy.
 #[derive(Clone, Debug)]
 pub struct ForeignContainer {
     pub running: bool,
@@ -101,7 +101,7 @@ impl Engine {
         })
     }
 
-    /// The default bridge; otherwise the reason why no bridge of ours can stand in for it.
+    /// The default bridge; otherwise the reason why our own bridge cannot replace it.
     pub async fn default_bridge(&self) -> Result<DefaultBridge, String> {
         if self.product == Product::Podman {
             return Err("Podman gives containers no link-local addresses".into());
@@ -122,8 +122,8 @@ impl Engine {
         Ok(DefaultBridge { id, options })
     }
 
-    /// Makes a bridge with the way out of `default`, and without IPv6. The engine chooses the range of its
-    /// addresses.
+    /// Makes a bridge with the same outbound access as `default`, and without IPv6. The engine chooses the
+    /// range of its addresses.
     pub async fn make_bridge(&self, default: &DefaultBridge, session: &str) -> Result<Network, EngineError> {
         let name = name_for(session);
         let options = default.options.iter().filter(|(key, _)| TAKEN_OVER.contains(&key.as_str()));
@@ -151,7 +151,7 @@ impl Engine {
     /// Whether a container that runs on the default bridge has this link-local address there.
     pub async fn has_on_default_bridge(&self, address: Ipv4Addr) -> Result<bool, EngineError> {
         let found = self.list("network", DEFAULT_BRIDGE, false).await?;
-        Ok(found.iter().flat_map(linked_on_default).any(|linked| linked == address))
+        Ok(found.iter().flat_map(link_local_on_default).any(|other| other == address))
     }
 
     /// Takes the link-local address from a stopped container on the default bridge.
@@ -160,8 +160,8 @@ impl Engine {
         self.return_to_default_bridge(container).await
     }
 
-    /// Puts a stopped container, which was on a bridge of ours, on the default bridge, so that it can start
-    /// again when ours is gone.
+    /// Connects a stopped container that was on our bridge to the default bridge, so that it can start again
+    /// when ours is gone.
     pub(super) async fn return_to_default_bridge(&self, container: &str) -> Result<(), EngineError> {
         let request = NetworkConnectRequest {
             container: container.into(),
@@ -170,7 +170,7 @@ impl Engine {
         let connected = self.docker.connect_network(DEFAULT_BRIDGE, request).await;
         match connected.map_err(|e| EngineError::of("put the container on the default bridge", e)) {
             Err(EngineError::Refused { why, .. }) if why.contains("already exists in network") => Ok(()),
-            outcome => super::undone(outcome),
+            outcome => super::allow_already_done(outcome),
         }
     }
 }
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_range_meets_no_other_range_of_the_session() {
+    fn the_range_overlaps_no_other_range_of_the_session() {
         let pool = |text: &str| {
             let (network, prefix) = text.split_once('/').unwrap();
             Pool { network: network.parse().unwrap(), prefix: prefix.parse().unwrap() }
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bridge_is_told_by_its_name() {
+    fn a_bridge_of_ours_is_recognised_by_its_name() {
         assert!(is_named_as_bridge(&name_for("0badcafe")));
         assert!(!is_named_as_bridge(SHARED_NAME) && !is_named_as_bridge("kfp-creds-0badcafe-7"));
     }

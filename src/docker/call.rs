@@ -51,7 +51,7 @@ impl Engine {
         let answer = answer.await.map_err(|_| EngineError::silent(what))?;
         let (status, bytes) = answer.map_err(|words| {
             tracing::debug!(what, words, "a call to the engine broke");
-            broken(super::advice::of_a_break(&words))
+            broken(super::advice::of_broken_answer(&words))
         })?;
         let value: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         if (200..300).contains(&status) {

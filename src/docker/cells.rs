@@ -1,8 +1,9 @@
-//! A network for each container (`isolation = "network"`), with only the relay besides it. Creating one takes
-//! a tenth of a second, so a few are kept ready; a create waits only when they are used up.
+//! A network for each container (`isolation = "network"`), shared only with the relay. Creating one takes a
+//! tenth of a second, so a few are kept ready; a create waits only when they are used up.
 //!
-//! A [`Cell`] is one such network, held by the code that will connect a container to it. Dropped unused, the
-//! network is ready again. Dropped after use, it is removed, and its addresses are reused last.
+//! A [`Cell`] is one such network, held by the code that will connect a container to it. When a cell is
+//! dropped unused, its network is ready again; when it is dropped after use, the network is removed, and its
+//! addresses are reused last.
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -27,7 +28,7 @@ const READY: usize = 6;
 /// gateway, broadcast. So no other container can be connected, by any engine call.
 const PREFIX: u8 = 29;
 /// The engine creates networks and containers one after the other. While enough networks are ready, the next
-/// one is not started during the create that took one (that cost the create 18 ms).
+/// one has to wait for the create that took one (otherwise that create takes 18 ms longer).
 const CALM: Duration = Duration::from_millis(200);
 /// How long a create waits for a network, and a network for the relay.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -53,11 +54,11 @@ pub fn relay_beside(address: Ipv4Addr) -> Ipv4Addr {
     Pool { network: address, prefix: PREFIX }.relay()
 }
 
-fn container_in(range: Pool) -> Ipv4Addr {
+fn container_address(range: Pool) -> Ipv4Addr {
     Ipv4Addr::from(range.base() + 1)
 }
 
-fn kept_in(range: Pool) -> [Ipv4Addr; 3] {
+fn reserved_addresses(range: Pool) -> [Ipv4Addr; 3] {
     [2, 3, 4].map(|number| Ipv4Addr::from(range.base() + number))
 }
 
@@ -65,7 +66,7 @@ impl Engine {
     /// Creates the network of one container. [`EngineError::RangeTaken`] names the network that has its
     /// range.
     pub async fn make_cell(&self, name: &str, range: Pool, session: &str) -> Result<Network, EngineError> {
-        self.make_full_network(name, range, &kept_in(range), session).await
+        self.make_full_network(name, range, &reserved_addresses(range), session).await
     }
 }
 
@@ -101,7 +102,7 @@ struct CellState {
 }
 
 /// The error comes with the range if that is free again.
-type Made = Result<Slot, (Option<Pool>, EngineError)>;
+type SlotResult = Result<Slot, (Option<Pool>, EngineError)>;
 
 #[derive(Debug)]
 struct Slot {
@@ -181,15 +182,15 @@ impl Cells {
         };
         let cell = match ready {
             Some(slot) => inner.cell(slot),
-            None => self.next_made().await?,
+            None => self.wait_for_cell().await?,
         };
-        inner.changed.notify_one(); // there is one less ready
+        inner.changed.notify_one(); // one network fewer is ready
         // A relay that is being replaced does not listen yet.
-        let there = timeout(WITHIN, inner.listening.wait(cell.relay)).await;
-        there.map(|()| cell).map_err(|_| "the relay of kfp-creds does not listen".into())
+        let listening = timeout(WITHIN, inner.listening.wait(cell.relay)).await;
+        listening.map(|()| cell).map_err(|_| "the relay of kfp-creds does not listen".into())
     }
 
-    async fn next_made(&self) -> Result<Cell, Reason> {
+    async fn wait_for_cell(&self) -> Result<Cell, Reason> {
         let (wanted, mut made) = oneshot::channel();
         self.0.state().waiters.push_back(wanted);
         self.0.changed.notify_one();
@@ -214,10 +215,10 @@ impl Cells {
     pub async fn keep_ready(self) {
         let stop = self.0.tasks.stop().clone();
         while !stop.is_cancelled() {
-            let (pause, idle) = match self.0.next() {
+            let (pause, idle) = match self.0.next_range() {
                 Ok(range) => {
                     let made = self.0.make(range).await;
-                    (self.0.made(made), false)
+                    (self.0.finish_attempt(made), false)
                 }
                 Err(pause) => (pause, true),
             };
@@ -237,7 +238,7 @@ impl CellsInner {
     }
 
     /// The range of the next network to create, or how long to wait before creating one.
-    fn next(&self) -> Result<Pool, Duration> {
+    fn next_range(&self) -> Result<Pool, Duration> {
         let mut state = self.state();
         if state.ready.len() + state.making >= READY + state.waiters.len() {
             return Err(Duration::MAX);
@@ -254,7 +255,7 @@ impl CellsInner {
     fn cell(self: &Arc<Self>, slot: Slot) -> Cell {
         Cell {
             relay: slot.range.relay(),
-            address: container_in(slot.range),
+            address: container_address(slot.range),
             network: slot.network.clone(),
             slot: Some(slot),
             used: false,
@@ -268,7 +269,7 @@ impl CellsInner {
         let mut cell = self.cell(slot);
         while let Some(waiter) = state.waiters.pop_front() {
             match waiter.send(Ok(cell)) {
-                Err(Ok(back)) => cell = back, // it has given up
+                Err(Ok(back)) => cell = back, // this create has given up
                 Ok(()) | Err(Err(_)) => return,
             }
         }
@@ -276,7 +277,7 @@ impl CellsInner {
     }
 
     /// Passes on the result of an attempt; returns the pause before the next one.
-    fn made(self: &Arc<Self>, made: Made) -> Duration {
+    fn finish_attempt(self: &Arc<Self>, made: SlotResult) -> Duration {
         self.state().making -= 1;
         let (range, error) = match made {
             Ok(slot) => {
@@ -292,7 +293,7 @@ impl CellsInner {
         state.free.extend(range);
         state.overlaps += 1;
         if error.is_range_taken() && state.overlaps <= state.free.len() {
-            return Duration::ZERO; // somebody else has these addresses; the next ones may be free
+            return Duration::ZERO; // another network has these addresses; the next ones may be free
         }
         (state.failures, state.overlaps) = (state.failures + 1, 0);
         if state.failures > FAILURES {
@@ -304,7 +305,7 @@ impl CellsInner {
         PAUSE
     }
 
-    async fn make(self: &Arc<Self>, range: Pool) -> Made {
+    async fn make(self: &Arc<Self>, range: Pool) -> SlotResult {
         let number = {
             let mut state = self.state();
             state.number += 1;
@@ -314,9 +315,9 @@ impl CellsInner {
         let made = self.engine.make_cell(&name, range, &self.session).await;
         let network = made.map_err(|error| (Some(range), error))?.id;
         let end = CancellationToken::new();
-        self.tasks.spawn("cell", self.clone().tend(network.clone(), range, end.clone()));
+        self.tasks.spawn("cell", self.clone().keep_relay_connected(network.clone(), range, end.clone()));
         if timeout(WITHIN, self.listening.wait(range.relay())).await.is_err() {
-            end.cancel(); // and it is given back once it is down
+            end.cancel(); // the range is free again once the network is removed
             let why = "the relay does not listen on a network that it was connected to".to_string();
             return Err((None, EngineError::Broken("make a network", why.into())));
         }
@@ -324,7 +325,7 @@ impl CellsInner {
     }
 
     /// Connects the relay, and every replacement of it, until `end`; then removes the network.
-    async fn tend(self: Arc<Self>, network: String, range: Pool, end: CancellationToken) {
+    async fn keep_relay_connected(self: Arc<Self>, network: String, range: Pool, end: CancellationToken) {
         let mut relay = self.relay.subscribe();
         let stop = self.tasks.stop();
         loop {
@@ -347,15 +348,15 @@ impl CellsInner {
     }
 
     async fn take_down(&self, network: &str, range: Pool) {
-        let off = || async {
+        let disconnect_relay = || async {
             let relay = self.relay.borrow().clone();
-            // The relay may be off the network already. Any other error shows when the network cannot be
+            // The relay may be disconnected already. Any other error shows when the network cannot be
             // removed.
             let _ = self.engine.disconnect_container(network, &relay).await;
         };
-        if let Err(error) = self.engine.remove_ended_network(network, off).await {
-            // Its addresses are not reused: the end of this session, and the next session, try to remove it
-            // again.
+        if let Err(error) = self.engine.remove_ended_network(network, disconnect_relay).await {
+            // Its addresses are not reused. The end of this session, and the next session, try again to
+            // remove the network.
             tracing::info!(%error, network, "the network of a container that is gone stays");
             return;
         }
@@ -370,17 +371,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_range_is_divided_and_every_address_has_its_holder() {
+    fn a_range_is_divided_into_cells_with_fixed_addresses() {
         let range = Pool { network: Ipv4Addr::new(169, 254, 64, 0), prefix: 19 };
         let all: Vec<Pool> = of(range).collect();
         assert_eq!(all.len(), 1024);
         let last = all[1023];
         assert_eq!(last.to_string(), "169.254.95.248/29");
-        assert_eq!(container_in(last), Ipv4Addr::new(169, 254, 95, 249));
-        assert_eq!(kept_in(last).map(|kept| kept.octets()[3]), [250, 251, 252]);
+        assert_eq!(container_address(last), Ipv4Addr::new(169, 254, 95, 249));
+        assert_eq!(reserved_addresses(last).map(|reserved| reserved.octets()[3]), [250, 251, 252]);
         assert_eq!(last.relay(), Ipv4Addr::new(169, 254, 95, 253));
-        assert_eq!(relay_beside(container_in(last)), last.relay());
-        // Addresses to which clouds give a meaning of their own are left out.
+        assert_eq!(relay_beside(container_address(last)), last.relay());
+        // Cells with an address that clouds use for their own services are left out.
         let shared = Pool { network: Ipv4Addr::new(169, 254, 168, 0), prefix: 22 };
         let left: Vec<Pool> = of(shared).collect();
         assert_eq!(left.len(), 128 - 4);

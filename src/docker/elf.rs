@@ -1,4 +1,4 @@
-//! The heads of Linux programs: for which architecture, and whether they need a loader.
+//! The headers of Linux programs (ELF): their architecture, and whether they need a loader.
 
 use std::path::PathBuf;
 
@@ -51,7 +51,7 @@ mod tests {
         for end in [0, 6, 40, 64, 200] {
             assert_eq!(interpreter(&program[..end]), None, "{end}");
         }
-        // Where the table begins, beyond all bytes.
+        // The table begins beyond the end of the file.
         let mut far = program;
         far[0x20..0x28].fill(0xff);
         assert_eq!(interpreter(&far), None);

@@ -13,7 +13,7 @@ use crate::workload::ContainerId;
 /// One event of one container.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum ContainerEvent {
-    /// The container runs, from this moment or an earlier one.
+    /// The container has started, now or earlier.
     Started(ContainerId),
     /// The container ended, with the exit code that the engine reports.
     Died { container: ContainerId, code: Option<i64>, at: Moment },
@@ -22,7 +22,7 @@ pub enum ContainerEvent {
     /// The container was disconnected from a network (a network id), by any client; also when it ends, before
     /// or after `Died`.
     Disconnected { container: ContainerId, network: String, at: Moment },
-    /// The container is connected to a network (a network id): it starts there, or was running already.
+    /// The container was connected to a network (a network id), at its start or while it runs.
     Connected { container: ContainerId, network: String },
 }
 
@@ -49,18 +49,18 @@ impl Engine {
         events.filter_map(move |event| {
             let engine = engine.clone();
             async move {
-                match event.map(read) {
+                match event.map(container_event) {
                     // Podman gives the network's name; the rest of this program uses its id.
                     Ok(Some(ContainerEvent::Disconnected { container, network, at }))
                         if engine.product == Product::Podman =>
                     {
-                        let network = engine.network_called(&network).await.unwrap_or(network);
+                        let network = engine.network_id(&network).await.unwrap_or(network);
                         Some(Ok(ContainerEvent::Disconnected { container, network, at }))
                     }
                     Ok(Some(ContainerEvent::Connected { container, network }))
                         if engine.product == Product::Podman =>
                     {
-                        let network = engine.network_called(&network).await.unwrap_or(network);
+                        let network = engine.network_id(&network).await.unwrap_or(network);
                         Some(Ok(ContainerEvent::Connected { container, network }))
                     }
                     Ok(event) => event.map(Ok),
@@ -71,14 +71,14 @@ impl Engine {
     }
 }
 
-/// One line of the engine's answer: when it happened, and the event if it is one of those above.
+/// One line of the engine's answer: the time, and the event if it is a [`ContainerEvent`].
 pub(super) fn of_line(line: &[u8]) -> Option<(Moment, Option<ContainerEvent>)> {
     let event: EventMessage = serde_json::from_slice(line).ok()?;
-    Some((event.time_nano, read(event)))
+    Some((event.time_nano, container_event(event)))
 }
 
-/// Networks have events of the same names; those of containers are told apart by their type.
-fn read(event: EventMessage) -> Option<ContainerEvent> {
+/// Networks and containers have events of the same names, which differ in their type.
+fn container_event(event: EventMessage) -> Option<ContainerEvent> {
     let of_container = event.typ == Some(EventMessageTypeEnum::CONTAINER);
     let actor = event.actor?;
     let (id, at) = (actor.id?, event.time_nano);
@@ -113,12 +113,12 @@ mod tests {
     use super::*;
 
     fn event(text: &str) -> Option<ContainerEvent> {
-        read(serde_json::from_str(text).unwrap())
+        container_event(serde_json::from_str(text).unwrap())
     }
 
     /// As recorded: Docker 20.10 and 28, Podman 5.8.
     #[test]
-    fn what_both_engines_say_is_understood() {
+    fn events_of_docker_and_podman_are_parsed() {
         let (id, network) = ("a1".repeat(32), "b2".repeat(32));
         let container = ContainerId::parse(&id).unwrap();
         let of = |kind: &str, action: &str, actor: &str, attributes: &str| {

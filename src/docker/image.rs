@@ -1,8 +1,8 @@
 //! The relay image, built on this machine: no registry, no builder.
 //!
 //! It contains the relay's program (`relays`) and, if that is this program and dynamically linked, the loader
-//! and the libraries that this process has mapped, at the same paths. It is named by its content, so one
-//! build has one image.
+//! and the libraries that this process has mapped, at the same paths. Its tag is a hash of its content, so
+//! one build has one image.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -71,7 +71,7 @@ impl RelayImage {
         format!("{NAME}:{}", &self.diff_id["sha256:".len()..][..16])
     }
 
-    /// What `docker load` takes.
+    /// The archive for `docker load`.
     pub fn archive(&self) -> io::Result<Vec<u8>> {
         let mut env = vec![];
         if !self.libraries.is_empty() {
@@ -129,8 +129,8 @@ impl Engine {
             let set = env.filter_map(|entry| entry.split_once('='));
             let set =
                 set.filter(|(name, value)| names.contains(name) && !value.is_empty()).map(|(name, _)| name);
-            let called = tags(image).find(|tag| *tag != "<none>:<none>").unwrap_or(id);
-            found.extend(set.take(1).map(|name| (called.to_string(), name.to_string())));
+            let image_name = tags(image).find(|tag| *tag != "<none>:<none>").unwrap_or(id);
+            found.extend(set.take(1).map(|name| (image_name.to_string(), name.to_string())));
         }
         Ok(found)
     }
@@ -139,8 +139,8 @@ impl Engine {
         self.get("inspect image", &format!("/images/{}/json", segment(reference))).await
     }
 
-    /// An image by a name with its digest, which the engine has verified; `None` if the engine does not have it.
-    /// Returns its id, and whether it is the same as `relay`.
+    /// Finds an image by a name with its digest, which the engine has verified. Returns its id, and whether
+    /// it is the same as `relay`; `None` if the engine does not have it.
     pub async fn find_pinned_image(
         &self,
         reference: &str,
@@ -218,7 +218,7 @@ pub fn own_architecture() -> &'static str {
     }
 }
 
-/// An untagged image has no tags, or null.
+/// The image's tags. An untagged image has an empty list, or null.
 fn tags(image: &Value) -> impl Iterator<Item = &str> {
     strings(&image["RepoTags"])
 }
@@ -275,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_are_what_is_executable_and_shared() {
+    fn libraries_are_the_executable_mappings_of_shared_objects() {
         let maps = "55d0-55d1 r-xp 00000000 fd:01 12 /home/user/kfp-creds\n\
                     7f00-7f01 r--p 00000000 fd:01 13 /usr/lib/libc.so.6\n\
                     7f01-7f02 r-xp 00001000 fd:01 13 /usr/lib/libc.so.6\n\

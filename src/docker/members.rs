@@ -16,18 +16,19 @@ use super::{Engine, EngineError};
 pub struct Member {
     pub id: String,
     pub running: bool,
-    /// The value of its session label. An image can bring the label, so it counts only together with the
-    /// membership.
+    /// The value of its session label. An image can set the label, so it counts only for members of the
+    /// network.
     pub session: Option<String>,
-    /// `run`, or `serve` if the container is left running; like the session's.
+    /// The value of its mode label: `run`, or `serve` if the container is left running. An image can set it,
+    /// too.
     pub mode: Option<String>,
     /// Whether its label marks it as a relay, which the engine removes when it ends.
     pub relay: bool,
 }
 
 /// Ids of containers that this program puts on its networks besides those with a lease: relays, probes, and
-/// what was there when a network was taken over. Any other container there came past the proxy. Clones share
-/// the list.
+/// the members of a network that was taken over. A client connected any other container there bypassing the
+/// proxy. Clones share the list.
 #[derive(Clone, Debug, Default)]
 pub struct KnownMembers(Arc<Mutex<HashSet<String>>>);
 
@@ -105,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_that_nobody_knows_counts_as_running() {
+    fn an_unknown_state_counts_as_running() {
         for (state, running) in [
             ("running", true),
             ("paused", true),

@@ -36,7 +36,7 @@ use self::upstream::EngineConnector;
 use crate::failure::{Reason, Remedy};
 use crate::json::{fields, strings};
 
-/// The oldest engine API that is served (Docker Engine 20.10).
+/// The oldest supported engine API (Docker Engine 20.10).
 const OLDEST_API: (u64, u64) = (1, 41);
 
 /// How long the engine may take for one call. Starting a container on a busy laptop takes seconds.
@@ -61,7 +61,7 @@ pub enum EngineError {
     /// A network cannot be created, because one of this name exists with another range.
     #[error("make the network: there is a network {0} already")]
     NameTaken(String),
-    /// The operation, and how it broke on the way: transport, decoding, our own side.
+    /// The operation, and why the call failed: in transport, in decoding, or on our own side.
     #[error("{0}: {1}")]
     Broken(&'static str, Reason),
 }
@@ -96,10 +96,7 @@ impl EngineError {
             other => {
                 let words = other.to_string();
                 tracing::debug!(what, words, "a call to the engine broke");
-                match words.contains("304") {
-                    true => Self::Refused { what, status: 304, why: words },
-                    false => Self::Broken(what, advice::of_a_break(&words)),
-                }
+                Self::Broken(what, advice::of_broken_answer(&words))
             }
         }
     }
@@ -145,7 +142,7 @@ pub struct Engine {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Inspected {
     pub running: bool,
-    /// Its addresses on the network in question: its own, and the link-local ones of its create.
+    /// Its addresses on the network in question: its own, and the link-local ones of its create request.
     pub addresses: Vec<Ipv4Addr>,
     /// Its last start, in nanoseconds since 1970 by the engine's clock.
     pub started: Option<i64>,
@@ -159,8 +156,8 @@ fn endpoint_on<'a>(found: &'a Value, network: &str) -> Option<&'a Value> {
     networks.map(|(_, endpoint)| endpoint).find(|one| one["NetworkID"] == network)
 }
 
-/// The addresses of an endpoint; none if it is not connected at the moment, when the engine shows the settings
-/// of the create alone.
+/// The addresses of an endpoint; none while it is not connected: the engine then shows only the settings of
+/// the create request.
 fn addresses_at(endpoint: &Value) -> Vec<Ipv4Addr> {
     let Some(own) = endpoint["IPAddress"].as_str().and_then(|own| own.parse().ok()) else { return vec![] };
     let linked = strings(&endpoint["IPAMConfig"]["LinkLocalIPs"]).filter_map(|address| address.parse().ok());
@@ -181,7 +178,7 @@ impl Engine {
         if let Err(error) = upstream.connect().await {
             return Err(EngineError::Unreachable(at, upstream.why(Some(&error)).await));
         }
-        let docker = over(&upstream);
+        let docker = client_over(&upstream);
         let version = async { docker?.negotiate_version().await };
         let docker = match version.await {
             Ok(docker) => docker,
@@ -191,7 +188,7 @@ impl Engine {
             }
         };
         let unreachable = |error: BollardError| {
-            EngineError::Unreachable(at.clone(), advice::of_a_break(&error.to_string()))
+            EngineError::Unreachable(at.clone(), advice::of_broken_answer(&error.to_string()))
         };
         let version = docker.version().await.map_err(unreachable)?;
         let unsuitable = |why: String| Err(EngineError::Unsuitable(at.clone(), why));
@@ -286,15 +283,15 @@ impl Engine {
     pub async fn stop(&self, container: &str, grace: i32) -> Result<(), EngineError> {
         let options = StopContainerOptionsBuilder::new().t(grace).build();
         let stopped = self.docker.stop_container(container, Some(options)).await;
-        undone(stopped.map_err(|e| EngineError::of("stop", e)))
+        allow_already_done(stopped.map_err(|e| EngineError::of("stop", e)))
     }
 
     /// Removes a container, running or not.
     pub async fn remove(&self, container: &str) -> Result<(), EngineError> {
         let options = RemoveContainerOptionsBuilder::new().force(true).build();
         let removed = self.docker.remove_container(container, Some(options)).await;
-        match undone(removed.map_err(|e| EngineError::of("remove", e))) {
-            // The engine is removing an auto-removed container already.
+        match allow_already_done(removed.map_err(|e| EngineError::of("remove", e))) {
+            // The engine is already removing an auto-removed container.
             Err(EngineError::Refused { status: 409, .. }) => Ok(()),
             other => other,
         }
@@ -302,7 +299,7 @@ impl Engine {
 }
 
 /// A bollard client that uses our own connector, with a connection for each call.
-fn over(upstream: &EngineConnector) -> Result<Docker, BollardError> {
+fn client_over(upstream: &EngineConnector) -> Result<Docker, BollardError> {
     let transport = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
         .pool_max_idle_per_host(0)
         .build(upstream.clone());
@@ -324,11 +321,10 @@ fn nanoseconds(text: &str) -> Option<i64> {
     time.unix_timestamp_nanos().try_into().ok()
 }
 
-/// Counts "already gone" and "already stopped" as success.
-fn undone(outcome: Result<(), EngineError>) -> Result<(), EngineError> {
+/// Counts "already gone" as success; bollard does so with "already stopped" (304).
+fn allow_already_done(outcome: Result<(), EngineError>) -> Result<(), EngineError> {
     match outcome {
         Err(error) if error.is_gone() => Ok(()),
-        Err(EngineError::Refused { status: 304, .. }) => Ok(()),
         other => other,
     }
 }
@@ -350,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn the_engine_s_own_words_are_understood() {
+    fn a_network_in_use_is_recognised_by_the_message() {
         let refused =
             |why: &str| EngineError::Refused { what: "remove our network", status: 403, why: why.into() };
         let busy = "error while removing network: network kfp-creds id 380f has active endpoints";

@@ -56,9 +56,10 @@ pub struct Network {
     pub session: String,
     /// `a.b.c.d/n`.
     pub subnet: String,
-    /// [`CONTAINER_CREDENTIALS`] lies in it, and the engine gives it to no container: the relay may have it.
+    /// [`CONTAINER_CREDENTIALS`] is in the subnet and reserved: no container gets it, so the relay may have
+    /// it.
     pub keeps_credentials_address: bool,
-    /// It has a way out: containers have it in place of the default bridge ([`super::bridge`]).
+    /// It has outbound access: containers are on it instead of the default bridge ([`super::bridge`]).
     pub routed: bool,
 }
 
@@ -78,7 +79,7 @@ impl Engine {
                 id: network.id.unwrap_or_default(),
                 name: network.name.unwrap_or_default(),
                 session: labels.remove(SESSION_LABEL).unwrap_or_default(),
-                keeps_credentials_address: keeps(network.ipam.as_ref(), CONTAINER_CREDENTIALS),
+                keeps_credentials_address: reserves(network.ipam.as_ref(), CONTAINER_CREDENTIALS),
                 routed: network.internal == Some(false),
                 subnet: subnet_of(network.ipam),
             }
@@ -87,7 +88,7 @@ impl Engine {
     }
 
     /// The error for an existing network that conflicts with this name or range, if there is one.
-    async fn in_the_way(&self, name: &str, pool: Pool) -> Result<Option<EngineError>, EngineError> {
+    async fn conflict(&self, name: &str, pool: Pool) -> Result<Option<EngineError>, EngineError> {
         let all = self.docker.list_networks(None).await;
         let all = all.map_err(|e| EngineError::of("list networks", e))?;
         let named = |network: &BollardNetwork| network.name.clone().unwrap_or_default();
@@ -195,7 +196,7 @@ impl Engine {
             if !matches!(&error, EngineError::Refused { status, .. } if MAY_BE_TAKEN.contains(status)) {
                 return Err(error);
             }
-            if let Some(taken) = self.in_the_way(name, pool).await? {
+            if let Some(taken) = self.conflict(name, pool).await? {
                 return Err(taken);
             }
             if began.elapsed() > SEEN_WITHIN {
@@ -216,17 +217,18 @@ impl Engine {
         let driver_opts = (self.api >= NAMES_INTERFACES)
             .then(|| HashMap::from([(INTERFACE_NAME.to_string(), INTERFACE.to_string())]));
         let mut ipam = fixed(at);
-        // With an address of 169.254.0.0/16 the container's kernel sends to the whole of it on this network, and
-        // not by the default route, behind which a cloud's own metadata server may be.
-        ipam.link_local_ips = Some(vec![linked(at).to_string()]);
+        // With an address in 169.254.0.0/16 the container's kernel sends to this whole range on our network,
+        // and not by the default route, behind which a cloud's own metadata server may be.
+        ipam.link_local_ips = Some(vec![link_local_for(at).to_string()]);
         let endpoint = EndpointSettings { ipam_config: Some(ipam), driver_opts, ..Default::default() };
         let request = NetworkConnectRequest { container: container.into(), endpoint_config: Some(endpoint) };
         let connected = self.docker.connect_network(network, request).await;
         connected.map_err(|e| EngineError::of("connect the container to our network", e))
     }
 
-    /// Takes a stopped container off a network of ours. From a bridge of ours it goes back to the default
-    /// bridge, without which it would have no network; the order leaves it on one of them at any moment.
+    /// Disconnects a stopped container from one of our networks. If it is our bridge, the container is first
+    /// connected to the default bridge, without which it would have no network; so it is on at least one of
+    /// them at any moment.
     pub async fn detach_stopped(&self, network: &Network, container: &str) -> Result<(), EngineError> {
         if network.routed {
             self.return_to_default_bridge(container).await?;
@@ -239,7 +241,7 @@ impl Engine {
     pub async fn disconnect_container(&self, network: &str, container: &str) -> Result<(), EngineError> {
         let request = NetworkDisconnectRequest { container: container.into(), force: Some(true) };
         let outcome = self.docker.disconnect_network(network, request).await;
-        super::undone(outcome.map_err(|e| EngineError::of("disconnect the container", e)))
+        super::allow_already_done(outcome.map_err(|e| EngineError::of("disconnect the container", e)))
     }
 
     /// Addresses of the running containers on a network.
@@ -285,20 +287,21 @@ impl Engine {
     pub async fn remove_network(&self, network: &str) -> Result<(), EngineError> {
         let named = match self.product {
             Product::Docker => Ok(network.into()),
-            Product::Podman => self.network_named(network).await,
+            Product::Podman => self.network_name(network).await,
         };
         let network = match named {
             Ok(network) => network,
-            Err(error) => return super::undone(Err(error)),
+            Err(error) => return super::allow_already_done(Err(error)),
         };
-        super::undone(
+        super::allow_already_done(
             self.docker.remove_network(&network).await.map_err(|e| EngineError::of("remove our network", e)),
         )
     }
 }
 
-/// The link-local address beside `at`: the same one if it is link-local, otherwise one with its last two bytes.
-fn linked(at: Ipv4Addr) -> Ipv4Addr {
+/// The link-local address of a container at `at`: `at` if it is link-local, otherwise one with its last two
+/// bytes.
+fn link_local_for(at: Ipv4Addr) -> Ipv4Addr {
     let [.., third, last] = at.octets();
     Ipv4Addr::new(169, 254, third, last)
 }
@@ -317,7 +320,7 @@ fn subnets_of(network: &BollardNetwork) -> impl Iterator<Item = Pool> {
     })
 }
 
-fn keeps(ipam: Option<&Ipam>, address: Ipv4Addr) -> bool {
+fn reserves(ipam: Option<&Ipam>, address: Ipv4Addr) -> bool {
     let ranges = ipam.and_then(|ipam| ipam.config.as_ref()).into_iter().flatten();
     let mut kept = ranges.filter_map(|range| range.auxiliary_addresses.as_ref()).flat_map(HashMap::values);
     kept.any(|own| *own == address.to_string())

@@ -1,9 +1,8 @@
-//! Differences of Podman behind the Docker API.
+//! How Podman differs behind the Docker API.
 //!
 //! Podman's Docker-compatible networks do not meet our needs: they always have its DNS server, which answers
-//! for every outside name that it does not exist (our network is internal), and the bridge always has an
-//! address, by which the host's own route to 169.254.169.254 would lead to us. Networks created by Podman's
-//! own API have neither.
+//! that no outside name exists (our network is internal), and the bridge always has an address, which would
+//! direct the host's own route to 169.254.169.254 to us. Networks created by Podman's own API have neither.
 
 use std::net::Ipv4Addr;
 
@@ -83,7 +82,7 @@ impl Engine {
         let made = self.post(WHAT, "/v5.0.0/libpod/networks/create", &body).await?;
         let id = made["id"].as_str().filter(|id| !id.is_empty());
         let id = id.ok_or_else(|| EngineError::Broken(WHAT, "the answer names no network".into()))?;
-        if let Err(error) = harmless(&made) {
+        if let Err(error) = verify_created(&made) {
             let _ = self.remove_network(id).await;
             return Err(EngineError::Broken(WHAT, error.into()));
         }
@@ -92,15 +91,15 @@ impl Engine {
 
     /// The name of the network with this id. Podman finds a network's containers by the reference it is
     /// given: removed by its id, a network disappears under running containers (seen on 5.8.6).
-    pub(super) async fn network_named(&self, id: &str) -> Result<String, EngineError> {
+    pub(super) async fn network_name(&self, id: &str) -> Result<String, EngineError> {
         const WHAT: &str = "look at our network";
         let found = self.get(WHAT, &format!("/networks/{}", segment(id))).await?;
         let name = found["Name"].as_str().filter(|_| found["Id"] == id).map(Into::into);
         name.ok_or_else(|| EngineError::Broken(WHAT, "the answer is about another network".into()))
     }
 
-    /// The id of a network, which Podman's events call by its name.
-    pub(super) async fn network_called(&self, name: &str) -> Option<String> {
+    /// The id of the network with this name: Podman's events give names.
+    pub(super) async fn network_id(&self, name: &str) -> Option<String> {
         let found = self.get("look at a network", &format!("/networks/{}", segment(name))).await.ok()?;
         found["Id"].as_str().map(Into::into)
     }
@@ -108,7 +107,7 @@ impl Engine {
 
 /// Whether Podman created the network as requested. It silently ignores fields that it does not know, and
 /// with an address of the host this network would take over the host's route to its cloud's metadata server.
-fn harmless(made: &Value) -> Result<(), &'static str> {
+fn verify_created(made: &Value) -> Result<(), &'static str> {
     if made["internal"] != true {
         return Err("Podman did not make it internal");
     }
@@ -127,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn podman_is_known_by_its_components_and_old_ones_are_refused() {
+    fn podman_is_recognised_and_old_versions_are_refused() {
         let of = |components: &[(&str, &str)]| Product::of(components.iter().copied());
         assert_eq!(of(&[("Engine", "20.10.24"), ("containerd", "1.6")]), Ok(Product::Docker));
         assert_eq!(of(&[]), Ok(Product::Docker));
@@ -143,9 +142,9 @@ mod tests {
     }
 
     #[test]
-    fn a_network_with_a_host_address_or_a_dns_server_is_removed() {
+    fn a_network_with_a_host_address_or_dns_server_is_rejected() {
         let good = json!({"internal": true, "dns_enabled": false, "subnets": [{"subnet": "10.0.0.0/24"}]});
-        assert_eq!(harmless(&good), Ok(()));
+        assert_eq!(verify_created(&good), Ok(()));
         for (key, value) in [
             ("internal", json!(false)),
             ("dns_enabled", json!(true)),
@@ -153,8 +152,8 @@ mod tests {
         ] {
             let mut made = good.clone();
             made[key] = value;
-            assert!(harmless(&made).is_err(), "{key}");
+            assert!(verify_created(&made).is_err(), "{key}");
         }
-        assert!(harmless(&json!({})).is_err());
+        assert!(verify_created(&json!({})).is_err());
     }
 }

@@ -6,7 +6,7 @@ use super::network::{CONTAINER_CREDENTIALS, MAGIC};
 use super::podman::Range;
 use crate::config::Pool;
 
-/// Link-local addresses to which clouds give a meaning of their own; never leased to a container.
+/// Link-local addresses that clouds use for services of their own; never leased to a container.
 pub(super) const TAKEN: [Ipv4Addr; 5] = [
     MAGIC,
     Ipv4Addr::new(169, 254, 169, 253),
@@ -15,7 +15,8 @@ pub(super) const TAKEN: [Ipv4Addr; 5] = [
     Ipv4Addr::new(169, 254, 170, 23),
 ];
 
-/// Ranges for sessions that cannot have the shared one: those of RFC 2544, which are not routed.
+/// Ranges for sessions that cannot have the shared one: from the benchmarking range of RFC 2544, which is not
+/// routed.
 const SPARE: [u8; 2] = [198, 18];
 const SPARE_PREFIX: u8 = 24;
 
@@ -24,7 +25,7 @@ pub fn spare_pools() -> impl Iterator<Item = Pool> {
     (0..=255).map(|third| Pool { network: Ipv4Addr::new(SPARE[0], SPARE[1], third, 0), prefix: SPARE_PREFIX })
 }
 
-/// The relay's address beside a container with this address of a spare pool.
+/// The relay's address on the network of a container with this address; `None` if it is in no spare pool.
 pub fn spare_relay(address: Ipv4Addr) -> Option<Ipv4Addr> {
     let spare = address.octets().starts_with(&SPARE);
     spare.then(|| Pool { network: address, prefix: SPARE_PREFIX }.relay())
@@ -80,8 +81,9 @@ impl Pool {
         format!("{}/{}", Ipv4Addr::from(self.base() + 3 * self.quarter()), self.prefix + 2)
     }
 
-    /// The addresses that Podman may allocate by itself: the same as Docker's, but on a full network only the
-    /// relay's, which is in use, because Podman cannot reserve further addresses there.
+    /// The addresses that Podman may allocate by itself: the same as Docker's. With `full`, nothing may be
+    /// left to allocate; Podman cannot reserve single addresses, so its range is then only the relay's, which
+    /// is in use.
     pub(super) fn podman_range(self, full: bool) -> Range {
         let last = self.base() + 4 * self.quarter() - 2;
         let own = match full {
@@ -125,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_pool_still_has_room_for_everybody() {
+    fn a_small_pool_has_addresses_for_relay_engine_and_leases() {
         let pool = Pool { network: Ipv4Addr::new(10, 9, 8, 16), prefix: 28 };
         assert_eq!(pool.relay(), Ipv4Addr::new(10, 9, 8, 27));
         assert_eq!(pool.engine_slice(), "10.9.8.28/30");

@@ -29,7 +29,7 @@ use super::{Engine, EngineError};
 /// entries, for clients that do not read a hosts file.
 pub const NAMES: [&str; 3] = ["metadata.google.internal", "metadata", "metadata.goog"];
 
-/// Sysctls that keep a relay on several networks from connecting them: it forwards nothing (the engine's
+/// Sysctls that keep a relay on several networks from routing between them: it forwards nothing (the engine's
 /// default is to forward), accepts a packet only from the interface by which it would answer, and answers ARP
 /// on a network only for its address there.
 pub const BETWEEN_CELLS: [(&str, &str); 4] = [
@@ -43,7 +43,7 @@ pub const BETWEEN_CELLS: [(&str, &str); 4] = [
 pub struct Tunnel {
     /// The relay's container id.
     pub container: String,
-    /// Reads the relay's stdout and writes its stdin. The relay has ended when either ends.
+    /// Reads the relay's stdout and writes its stdin. The relay has ended when either stream ends.
     pub io: tokio::io::Join<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>,
 }
 
@@ -66,11 +66,11 @@ pub struct Listens {
 /// The kind of network on which a relay listens.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ListensOn {
-    /// One of ours without a way out.
+    /// One of ours without outbound access.
     Internal,
-    /// Like `Internal`; it serves the networks, too, that it is connected to later.
+    /// Like `Internal`; the relay also serves the networks that it is connected to later.
     Cells,
-    /// A bridge of ours with a way out, which the relay gives up.
+    /// Our own bridge with outbound access, which the relay gives up.
     OwnBridge,
     /// The engine's default bridge.
     DefaultBridge,
@@ -87,8 +87,8 @@ impl ListensOn {
     }
 }
 
-/// What a relay on a network with a way out needs until it has deleted its default route and become `nobody`
-/// (`relay::program`); it holds none of them when it reads its first byte.
+/// The capabilities that a relay on a network with outbound access needs until it has deleted its default
+/// route and become `nobody` (`relay::program`); it holds none of them when it reads its first byte.
 const CONFINING: [&str; 3] = ["NET_ADMIN", "SETGID", "SETUID"];
 
 impl Engine {
@@ -103,7 +103,7 @@ impl Engine {
     ) -> Result<Tunnel, EngineError> {
         const WHAT: &str = "start the relay";
         let options = CreateContainerOptionsBuilder::new().name(name).build();
-        let mut body = description(image, network, listens);
+        let mut body = create_body(image, network, listens);
         if listens.on == ListensOn::Cells {
             let sysctls = body.host_config.get_or_insert_default().sysctls.get_or_insert_default();
             sysctls.extend(BETWEEN_CELLS.map(|(name, value)| (name.into(), value.into())));
@@ -229,9 +229,9 @@ impl Engine {
     }
 }
 
-/// A container that can only move bytes: an unprivileged uid, read-only, no capability, no mount, no port, no
-/// log (its output is the tunnel), and small limits.
-fn description(image: &str, network: &Network, Listens { at, more, on }: Listens) -> ContainerCreateBody {
+/// The create request for a container that can only forward bytes: an unprivileged uid, read-only, no
+/// capability, no mount, no port, no log (its output is the tunnel), and small limits.
+fn create_body(image: &str, network: &Network, Listens { at, more, on }: Listens) -> ContainerCreateBody {
     let routed = on.flag() == Some("--confined");
     let mut endpoint = endpoint(at);
     if let Some(ipam) = &mut endpoint.ipam_config {
@@ -243,14 +243,14 @@ fn description(image: &str, network: &Network, Listens { at, more, on }: Listens
             ipam.ipv4_address = None;
         }
     }
-    let by_default = on == ListensOn::DefaultBridge;
+    let on_default = on == ListensOn::DefaultBridge;
     if routed {
-        // The default bridge has no DNS. That of ours would answer with the address that the engine gave, where
-        // the relay does not listen: containers are known by their link-local addresses alone.
+        // The default bridge has no DNS. The DNS of our bridge would answer with the address that the engine
+        // gave, where the relay does not listen: it knows containers only by their link-local addresses.
         endpoint.aliases = None;
     }
     // By id, because the engine allows two networks of one name.
-    let named = if by_default { DEFAULT_BRIDGE.to_string() } else { network.id.clone() };
+    let named = if on_default { DEFAULT_BRIDGE.to_string() } else { network.id.clone() };
     let command = std::iter::once(at).chain(more).map(|at| at.to_string());
     let host = HostConfig {
         auto_remove: Some(true),
@@ -305,7 +305,7 @@ fn endpoint(at: Ipv4Addr) -> EndpointSettings {
     }
 }
 
-/// Derived from the address, so that a replaced relay matches its neighbours' ARP caches.
+/// Derived from the address, so that a relay's replacement matches its neighbours' ARP caches.
 fn mac(at: Ipv4Addr) -> String {
     let [a, b, c, d] = at.octets();
     format!("02:42:{a:02x}:{b:02x}:{c:02x}:{d:02x}")

@@ -1,7 +1,7 @@
-//! The programs that can become the relay: the engine's architecture decides which one is needed.
+//! Finds the relay's program for the engine's architecture.
 //!
-//! In this order: a folder that the config names, what this program carries (`build.rs`), a folder beside
-//! this program, and this program itself, which is a relay too but a larger one.
+//! The places, in this order: a folder that the config names, the relays in this program (`build.rs`), a
+//! folder beside this program, and this program itself, which is a relay too but a larger one.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::elf;
 use super::image::{RelayImage, own_architecture};
 
-/// The relays of `scripts/relay` that were there at build time; empty where there was none.
+/// The relays of `scripts/relay` that existed at build time; empty if there was none.
 const CARRIED: [(&str, &[u8]); 2] = [
     ("amd64", include_bytes!(concat!(env!("OUT_DIR"), "/relay-amd64"))),
     ("arm64", include_bytes!(concat!(env!("OUT_DIR"), "/relay-arm64"))),
@@ -32,19 +32,19 @@ pub fn relay_for(arch: &str, folder: Option<&Path>) -> Result<RelayImage, String
     ))
 }
 
-/// The same without this program itself: the relay as a program of its own, if there is one.
+/// Like [`relay_for`], but without this program itself: the relay as a program of its own, if there is one.
 pub fn alone(arch: &str, folder: Option<&Path>) -> Result<Option<RelayImage>, String> {
     if let Some(folder) = folder {
         let file = folder.join(file_name(arch));
-        let told = |why: String| format!("relay_folder: {} {why}", file_name(arch));
-        let program = fs::read(file).map_err(|error| told(format!("cannot be read: {error}")))?;
-        return of_program(program, arch).map(Some).map_err(told);
+        let failure = |why: String| format!("relay_folder: {} {why}", file_name(arch));
+        let program = fs::read(file).map_err(|error| failure(format!("cannot be read: {error}")))?;
+        return of_program(program, arch).map(Some).map_err(failure);
     }
     let carried = CARRIED.iter().find(|(name, program)| *name == arch && !program.is_empty());
     if let Some((_, program)) = carried {
         return of_program(program.to_vec(), arch).map(Some);
     }
-    let Some(file) = beside(arch) else { return Ok(None) };
+    let Some(file) = beside_this_program(arch) else { return Ok(None) };
     match fs::read(&file) {
         Ok(program) => {
             of_program(program, arch).map(Some).map_err(|why| format!("{} {why}", file_name(arch)))
@@ -54,14 +54,14 @@ pub fn alone(arch: &str, folder: Option<&Path>) -> Result<Option<RelayImage>, St
     }
 }
 
-/// Where packages put what is run by programs and not by people (the Filesystem Hierarchy Standard, 4.7).
-fn beside(arch: &str) -> Option<PathBuf> {
+/// Where packages put programs that other programs run (the Filesystem Hierarchy Standard, 4.7).
+fn beside_this_program(arch: &str) -> Option<PathBuf> {
     let program = std::env::current_exe().ok()?;
     Some(program.parent()?.parent()?.join("libexec/kfp-creds").join(file_name(arch)))
 }
 
 fn file_name(arch: &str) -> String {
-    // An engine's word, which is part of a path here.
+    // The engine reports the architecture, which becomes part of a path here.
     let word: String = arch.chars().filter(char::is_ascii_alphanumeric).collect();
     format!("kfp-creds-relay-{word}")
 }
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_engine_s_architecture_decides() {
+    fn the_relay_has_the_engine_s_architecture() {
         let folder = std::env::temp_dir().join(format!("kfp-creds-relays-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let put = |name: &str, bytes: &[u8]| fs::write(folder.join(name), bytes).unwrap();
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn without_any_this_program_serves_its_own_architecture_alone() {
+    fn this_program_is_the_relay_for_its_own_architecture_only() {
         let own = own_architecture();
         assert_eq!(relay_for(own, None).unwrap().architecture(), own);
         let said = relay_for("s390x", None).unwrap_err();

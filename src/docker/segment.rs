@@ -1,9 +1,9 @@
-//! Link-local addresses of containers, which the proxy writes into their creates (`LinkLocalIPs` of the Engine
-//! API): a container has its address from its first instruction on, keeps it over a restart, and needs no
-//! second network. The relay is on the same bridge and has 169.254.169.254.
+//! Link-local addresses of containers, which the proxy writes into their create requests (`LinkLocalIPs` of
+//! the Engine API): a container has its address from its first instruction on, keeps it over a restart, and
+//! needs no second network. The relay is on the same bridge and has 169.254.169.254.
 //!
-//! The engine gives no such address by itself and does not compare them, so they are handed out here alone, and
-//! the proxy refuses those of clients.
+//! The engine gives no such address by itself and does not check for duplicates, so only this module hands
+//! them out, and the proxy refuses those that clients request.
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -66,12 +66,12 @@ impl Segment {
         self.0.container_credentials
     }
 
-    /// Whether it is the default bridge, where others can be as well.
+    /// Whether it is the default bridge, where other containers can be as well.
     pub fn is_default_bridge(&self) -> bool {
         !self.0.network.routed
     }
 
-    /// How a create names the network: by name, under which the engine shows it before the container starts.
+    /// How a create request refers to the network: by name, as the engine does before the container starts.
     pub fn reference(&self) -> &str {
         &self.0.network.name
     }

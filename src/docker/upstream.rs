@@ -65,7 +65,7 @@ impl EngineConnector {
             return Err("the engine's address holds what no address can".into());
         }
         let tls = match &endpoint {
-            Endpoint::Tcp { tls: Some(files), .. } => Some(Arc::new(client(files)?)),
+            Endpoint::Tcp { tls: Some(files), .. } => Some(Arc::new(tls_config(files)?)),
             Endpoint::Unix(_) | Endpoint::Tcp { .. } | Endpoint::Ssh(_) => None,
         };
         Ok(Self { endpoint: Arc::new(endpoint), tls })
@@ -101,9 +101,9 @@ impl EngineConnector {
     /// The reason why no engine answers there, and what to do.
     pub(super) async fn why(&self, error: Option<&io::Error>) -> Reason {
         match &*self.endpoint {
-            Endpoint::Unix(path) => why_not_here(path, error),
-            Endpoint::Tcp { tls, .. } => why_not_there(tls.is_some(), error).into(),
-            Endpoint::Ssh(ssh) => why_not_by_ssh(ssh).await,
+            Endpoint::Unix(path) => unix_failure(path, error),
+            Endpoint::Tcp { tls, .. } => tcp_failure(tls.is_some(), error).into(),
+            Endpoint::Ssh(ssh) => ssh_failure(ssh).await,
         }
     }
 }
@@ -123,7 +123,7 @@ impl tower_service::Service<Uri> for EngineConnector {
     }
 }
 
-fn client(files: &TlsFiles) -> Result<ClientConfig, String> {
+fn tls_config(files: &TlsFiles) -> Result<ClientConfig, String> {
     let unread =
         |path: &PathBuf| format!("{}: cannot be read as PEM, or is not there", crate::quote::path(path));
     let certificates = |path: &PathBuf| {
@@ -146,7 +146,7 @@ fn client(files: &TlsFiles) -> Result<ClientConfig, String> {
     })
 }
 
-/// Runs one `docker system dial-stdio` on the other side.
+/// Runs `docker system dial-stdio` once on the remote machine.
 fn dial(ssh: &Ssh) -> io::Result<Dialled> {
     let mut child =
         command(ssh).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
@@ -170,14 +170,14 @@ fn command(ssh: &Ssh) -> Command {
         command.args(["--host", &format!("unix://{socket}")]);
     }
     command.args(["system", "dial-stdio"]);
-    // In a process group of its own: an interrupt at the terminal would cut the engine off while the session
-    // ends.
+    // In a process group of its own: an interrupt at the terminal would break the connection to the engine
+    // while the session ends.
     command.process_group(0).kill_on_drop(true);
     command
 }
 
 /// Connects once more for the exit code: ssh's own failures are 255, a missing docker is 127.
-async fn why_not_by_ssh(ssh: &Ssh) -> Reason {
+async fn ssh_failure(ssh: &Ssh) -> Reason {
     let port = ssh.port.map(|port| format!("-p {port} ")).unwrap_or_default();
     let user = ssh.user.as_ref().map(|user| format!("{user}@")).unwrap_or_default();
     let host = format!("{port}{user}{}", ssh.host);
@@ -201,7 +201,7 @@ async fn why_not_by_ssh(ssh: &Ssh) -> Reason {
     })
 }
 
-fn why_not_there(tls: bool, error: Option<&io::Error>) -> &'static str {
+fn tcp_failure(tls: bool, error: Option<&io::Error>) -> &'static str {
     let refused = error.and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match (refused, error.map(io::Error::kind)) {
         (Some(rustls::Error::InvalidCertificate(_)), _) => {
@@ -215,7 +215,7 @@ fn why_not_there(tls: bool, error: Option<&io::Error>) -> &'static str {
     }
 }
 
-fn why_not_here(path: &Path, error: Option<&io::Error>) -> Reason {
+fn unix_failure(path: &Path, error: Option<&io::Error>) -> Reason {
     let why = match error.map(io::Error::kind) {
         Some(io::ErrorKind::PermissionDenied) => return Reason::advice(not_permitted(path)),
         Some(io::ErrorKind::NotFound) => {
@@ -321,7 +321,7 @@ impl AsyncWrite for EngineStream {
                 if let Some(stdin) = &mut stream.stdin {
                     ready!(Pin::new(stdin).poll_flush(cx))?;
                 }
-                // dial-stdio passes the pipe's end on as the end of the write half.
+                // dial-stdio passes the end of the pipe on as the end of the write half.
                 stream.stdin = None;
                 Poll::Ready(Ok(()))
             }

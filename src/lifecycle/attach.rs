@@ -1,4 +1,4 @@
-//! From a created container to its lease, and its first session of AWS.
+//! Attaches a created container: its address, its lease, and its first AWS session.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering;
@@ -14,8 +14,8 @@ use crate::mint::MintFailure;
 use crate::record::Requestor;
 use crate::workload::{ContainerId, Grant, Task};
 
-/// How long a create waits for the container's session of AWS, which is asked for as soon as its id is known: IMDS
-/// clients give up after 0.5 to 1 s. Later requests are held at the server.
+/// How long a create waits for the container's AWS session, which [`Lifecycle::attach`] requests as soon as
+/// it knows the container's id: IMDS clients give up after 0.5 to 1 s. The server holds later requests.
 const FIRST_SESSION: Duration = Duration::from_millis(500);
 
 impl Lifecycle {
@@ -33,7 +33,7 @@ impl Lifecycle {
             Attachment::Linked(linked) => (linked.segment().network().id.clone(), linked.address),
             Attachment::Loopback(path) => (String::new(), path.address()),
         };
-        let by_imds = match &place {
+        let uses_imds = match &place {
             Attachment::Cell(_) => true,
             Attachment::Shared => {
                 !self.state().second.as_ref().is_some_and(|second| second.relay.container_credentials)
@@ -42,12 +42,12 @@ impl Lifecycle {
             Attachment::Loopback(_) => false,
         };
         let arriving = self.mint.arriving(&container);
-        let session = self.mint.aws_request(&grant.identity, Some(&container), &grant.task);
-        if let Some(ask) = &session {
-            self.mint.aws_ahead(ask, Requestor::Container(&grant));
+        let aws_request = self.mint.aws_request(&grant.identity, Some(&container), &grant.task);
+        if let Some(request) = &aws_request {
+            self.mint.aws_ahead(request, Requestor::Container(&grant));
         }
-        let asked = Instant::now();
-        // A link-local address is in the create already.
+        let requested_at = Instant::now();
+        // A link-local address is already in the create request.
         if matches!(place, Attachment::Shared | Attachment::Cell(_))
             && let Err(error) = self.engine.connect_container(&network, container.as_str(), address).await
         {
@@ -60,27 +60,27 @@ impl Lifecycle {
             return Err(Reason::new(text, error.remedy()));
         }
         let identity = grant.identity.clone();
-        let told = grant.clone();
+        let granted = grant.clone();
         let admitted = self.admit(grant, address, network, place);
         drop(arriving);
         if !admitted {
             self.forget_unused();
             return Err("the session has ended".into());
         }
-        self.recorder.attached(&told, &self.account(&identity), address);
+        self.recorder.attached(&granted, &self.account(&identity), address);
         self.warm(&container);
-        if let Some(ask) = session {
-            let left = FIRST_SESSION.saturating_sub(asked.elapsed());
-            let made = self.mint.aws_session(&ask, Some(Requestor::Container(&told)), left).await;
-            self.say_late(&told.task, made.err().filter(|_| by_imds));
+        if let Some(request) = aws_request {
+            let remaining = FIRST_SESSION.saturating_sub(requested_at.elapsed());
+            let made = self.mint.aws_session(&request, Some(Requestor::Container(&granted)), remaining).await;
+            self.report_late_session(&granted.task, made.err().filter(|_| uses_imds));
         }
         Ok(address)
     }
 
-    /// Clients of IMDS take a late or refused session for a machine without credentials and say nothing more of it;
-    /// those of container credentials show the reason themselves. Said once, and again only after a session was
-    /// made in time: a burst of containers has one reason.
-    fn say_late(&self, task: &Task, late: Option<MintFailure>) {
+    /// Reports a late or refused AWS session on the console. IMDS clients then assume a machine without
+    /// credentials and give no reason; clients of container credentials show the reason themselves. Reports
+    /// once, and again only after a session came in time: a burst of containers has one reason.
+    fn report_late_session(&self, task: &Task, late: Option<MintFailure>) {
         let new = self.told_late.swap(late.is_some(), Ordering::AcqRel) != late.is_some();
         let Some(late) = late.filter(|_| new) else { return };
         let why = match late {
@@ -113,8 +113,9 @@ impl Lifecycle {
         }
     }
 
-    /// Takes a container that does not run off its network; on the host's network there is none.
-    pub(super) async fn take_off(&self, network: &str, container: &ContainerId) -> Result<(), EngineError> {
+    /// Disconnects a container that does not run from its network; on the host's network there is nothing to
+    /// do.
+    pub(super) async fn detach(&self, network: &str, container: &ContainerId) -> Result<(), EngineError> {
         match &self.segment {
             _ if network.is_empty() => Ok(()),
             Some(segment) if segment.network().id == network && segment.is_default_bridge() => {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::exit::good_tokens;
-use super::{Lifecycle, LifecycleState, Summary};
+use super::{AttachedContainer, Lifecycle, LifecycleState, Summary};
 use crate::record::metrics::Cause;
 use crate::registry::Lease;
 use crate::token::{HandedOut, Now};
@@ -53,14 +53,14 @@ impl Lifecycle {
     /// Every container that has an address of the session, ordered by address.
     pub fn members(&self) -> Vec<JoinedMember> {
         let state = self.state();
-        let row = |tenant: &super::Tenant| JoinedMember {
-            grant: tenant.grant.clone(),
-            address: tenant.address,
-            lease: tenant.lease.clone(),
-            barred: tenant.barred,
-            held: tenant.held.clone(),
+        let row = |attached: &AttachedContainer| JoinedMember {
+            grant: attached.grant.clone(),
+            address: attached.address,
+            lease: attached.lease.clone(),
+            barred: attached.barred,
+            held: attached.held.clone(),
         };
-        let mut members: Vec<JoinedMember> = state.tenants.values().map(row).collect();
+        let mut members: Vec<JoinedMember> = state.containers.values().map(row).collect();
         members.sort_by_key(|member| member.address);
         members
     }
@@ -70,15 +70,16 @@ impl Lifecycle {
     pub fn bar(&self, container: &ContainerId) -> Option<Vec<HandedOut>> {
         {
             let mut state = self.state();
-            let tenant = state.tenants.get_mut(container)?;
-            if std::mem::replace(&mut tenant.barred, true) {
+            let attached = state.containers.get_mut(container)?;
+            if std::mem::replace(&mut attached.barred, true) {
                 return None;
             }
         }
         Some(self.cut_off(container, Cause::ByHand, None))
     }
 
-    /// The account of an identity: of Google, else its role or its principal; empty if unknown.
+    /// The account of an identity: its Google account, else its AWS role or Azure principal; empty if
+    /// unknown.
     pub(super) fn account(&self, identity: &Arc<Identity>) -> String {
         if !identity.google {
             let role = identity.aws.as_ref().and_then(|aws| aws.role.clone());

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::exit::{Untold, good_tokens};
-use super::{Lifecycle, LifecycleState, Tenant};
+use super::exit::{UnreportedEnd, good_tokens};
+use super::{AttachedContainer, Lifecycle, LifecycleState};
 use crate::docker::EngineError;
 use crate::docker::members::Member;
 use crate::mint::Mint;
@@ -24,15 +24,15 @@ pub struct Summary {
 
 impl Lifecycle {
     /// Running containers of this session, according to the engine, with their tasks. The events alone do not
-    /// suffice at the end: a start may not have been seen yet.
+    /// suffice at the end: the event of a start may not have arrived yet.
     pub async fn running(&self) -> Result<Vec<(ContainerId, Arc<Task>)>, EngineError> {
         let members = self.engine.containers_of(&self.session).await?;
         let state = self.state();
         let running = members.iter().filter(|member| member.running);
         let row = |member: &Member| {
             let id = ContainerId::parse(&member.id)?;
-            let tenant = state.tenants.get(&id).map(|tenant: &Tenant| &tenant.grant.task);
-            let task = tenant.or_else(|| state.joined.get(&id))?.clone();
+            let own = state.containers.get(&id).map(|attached: &AttachedContainer| &attached.grant.task);
+            let task = own.or_else(|| state.joined.get(&id))?.clone();
             Some((id, task))
         };
         Ok(running.filter_map(row).collect())
@@ -41,9 +41,9 @@ impl Lifecycle {
     /// Cuts off every container and admits none from now on. The summary includes the outstanding tokens.
     pub fn cut_off_all(&self) -> Summary {
         let mut state = self.state();
-        let untold: Vec<Untold> =
-            state.tenants.values_mut().filter_map(|tenant| tenant.untold.take()).collect();
-        untold.iter().for_each(|untold| self.tell(untold, Cause::Ended, None));
+        let unreported: Vec<UnreportedEnd> =
+            state.containers.values_mut().filter_map(|attached| attached.unreported.take()).collect();
+        unreported.iter().for_each(|unreported| self.report_end(unreported, Cause::Ended, None));
         state.closed = true;
         let leases = state.writer.cut_off_all();
         state.cut_off += leases.len() as u64;
@@ -51,10 +51,10 @@ impl Lifecycle {
         for lease in &leases {
             state.remember(lease);
         }
-        for tenant in state.tenants.values_mut() {
-            let Some(lease) = tenant.lease.take() else { continue };
-            let alive = good_tokens(&tenant.held, Some(&lease), now);
-            self.recorder.cut_off(&tenant.grant, Cause::Session, None, &alive);
+        for attached in state.containers.values_mut() {
+            let Some(lease) = attached.lease.take() else { continue };
+            let alive = good_tokens(&attached.held, Some(&lease), now);
+            self.recorder.cut_off(&attached.grant, Cause::Session, None, &alive);
         }
         self.mint.forget_all();
         state.summary()
@@ -70,8 +70,8 @@ impl LifecycleState {
     /// Erases cached tokens that no live lease can request. Runs under the lock of the leases: a lease
     /// admitted before this call keeps its tokens, and one admitted after it has its tokens minted again.
     pub(super) fn forget_unused(&self, mint: &Mint) {
-        let leased = self.tenants.values().filter(|tenant| tenant.lease.is_some());
-        let live: Vec<Grant> = leased.map(|tenant| tenant.grant.clone()).collect();
+        let leased = self.containers.values().filter(|attached| attached.lease.is_some());
+        let live: Vec<Grant> = leased.map(|attached| attached.grant.clone()).collect();
         mint.forget_all_but(&live);
     }
 }

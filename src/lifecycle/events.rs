@@ -1,12 +1,12 @@
-//! Handles the engine's events, and compares containers with the engine: all after a gap in the events, and those
-//! that are answered every few seconds.
+//! Handles the engine's events, and compares containers with the engine's state: all of them after a gap in
+//! the events, and those with a confirmed lease every few seconds.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 
-use super::{Lifecycle, LifecycleState, Tenant};
+use super::{AttachedContainer, Lifecycle, LifecycleState};
 use crate::docker::Product;
 use crate::docker::events::ContainerEvent;
 use crate::registry::Lease;
@@ -56,26 +56,27 @@ impl Lifecycle {
         }
     }
 
-    /// Compares the containers that are answered with the engine's list of running ones: an engine drops events
-    /// for a reader that it takes for slow.
+    /// Compares the containers that have a confirmed lease with the engine's list of running ones: an engine
+    /// drops events for a reader that it considers slow.
     pub(super) async fn compare(self: &Arc<Self>) {
-        let answered = |tenant: &Tenant| tenant.lease.as_ref().is_some_and(Lease::confirmed);
-        let answered = self.known_networks(answered);
-        if answered.is_empty() {
+        let is_confirmed =
+            |attached: &AttachedContainer| attached.lease.as_ref().is_some_and(Lease::confirmed);
+        let confirmed = self.known_networks(is_confirmed);
+        if confirmed.is_empty() {
             return;
         }
         let Ok(members) = self.engine.containers_of(&self.session).await else { return };
-        for (container, network) in answered {
+        for (container, network) in confirmed {
             if !members.iter().any(|member| member.running && member.id == container.as_str()) {
                 self.look_at(&container, &network).await;
             }
         }
     }
 
-    fn known_networks(&self, which: impl Fn(&Tenant) -> bool) -> Vec<(ContainerId, String)> {
+    fn known_networks(&self, which: impl Fn(&AttachedContainer) -> bool) -> Vec<(ContainerId, String)> {
         let state = self.state();
-        let found = state.tenants.iter().filter(|(_, tenant)| which(tenant));
-        found.map(|(container, tenant)| (container.clone(), tenant.network.clone())).collect()
+        let found = state.containers.iter().filter(|(_, attached)| which(attached));
+        found.map(|(container, attached)| (container.clone(), attached.network.clone())).collect()
     }
 
     async fn look_at(self: &Arc<Self>, container: &ContainerId, network: &str) {
@@ -91,7 +92,7 @@ impl Lifecycle {
     }
 
     async fn look_again(&self, container: &ContainerId) {
-        let network = self.state().tenants.get(container).map(|tenant| tenant.network.clone());
+        let network = self.state().containers.get(container).map(|attached| attached.network.clone());
         let Some(network) = network else { return };
         if self.engine.look(container.as_str(), &network).await.is_ok_and(|seen| seen.running) {
             self.readmit(container);
@@ -99,18 +100,21 @@ impl Lifecycle {
         }
     }
 
-    /// Marks all leases unconfirmed. After a break the end of a container may go unseen and its address may
-    /// belong to another container, so every container is inspected again before it is answered.
+    /// Marks all leases unconfirmed. During a break in the events a container may end unseen and its address
+    /// may go to another one, so the server answers a container only after another inspection.
     fn doubt_all(&self) {
         let mut state = self.state();
-        let LifecycleState { writer, tenants, .. } = &mut *state;
-        tenants.values().filter_map(|tenant| tenant.lease.as_ref()).for_each(|lease| writer.doubt(lease));
+        let LifecycleState { writer, containers, .. } = &mut *state;
+        containers
+            .values()
+            .filter_map(|attached| attached.lease.as_ref())
+            .for_each(|lease| writer.doubt(lease));
     }
 
     /// Records that the container has run, even if it ended before it could be inspected.
     pub(super) fn has_run(&self, container: &ContainerId) {
-        if let Some(tenant) = self.state().tenants.get_mut(container) {
-            tenant.started = true;
+        if let Some(attached) = self.state().containers.get_mut(container) {
+            attached.started = true;
         }
     }
 
@@ -119,7 +123,8 @@ impl Lifecycle {
             ContainerEvent::Started(container) => {
                 self.has_run(&container);
                 self.readmit(&container);
-                // Podman tells of a container that is connected while it runs, and not of one that starts.
+                // Podman reports the connection of a running container, but not that of a container that
+                // starts.
                 if self.engine.product() == Product::Podman && !self.state().is_leased(&container) {
                     let this = self.clone();
                     self.tasks.spawn("strangers", async move { this.look_for_strangers().await });
@@ -133,9 +138,9 @@ impl Lifecycle {
                     self.exits.died(&container, code);
                 }
                 self.died(&container, code, at);
-                // Podman tells of no disconnect then.
+                // Podman reports no disconnect when a container ends.
                 self.stranger_ended(&container);
-                // Events can come late: if the container runs, this event was the end of an earlier run.
+                // Events can come late: if the container runs, this event reported an earlier run.
                 let this = self.clone();
                 self.tasks.spawn("look", async move { this.look_again(&container).await });
             }
@@ -172,7 +177,8 @@ mod tests {
     use crate::source::offline::Offline;
     use crate::workload::{By, Grant, Identity, Task};
 
-    /// Reports a version, accepts every connect, and reports every container as not running, and none on a network.
+    /// An engine that reports a version, accepts every connect, and says that no container runs or is on a
+    /// network.
     async fn engine(folder: &std::path::Path, tasks: &Tasks) -> Engine {
         let socket = folder.join("engine.sock");
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
@@ -192,7 +198,7 @@ mod tests {
                 };
                 let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";
                 let reply = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
-                // A client that only tests whether the socket is served has disconnected by now.
+                // A client that only tests whether anybody listens has disconnected by now.
                 let _ = stream.write_all(reply.as_bytes()).await;
             }
         });
@@ -203,7 +209,7 @@ mod tests {
         std::env::temp_dir().join(format!("kc-events-{name}-{}", std::process::id()))
     }
 
-    /// With a second network of the id `n`.
+    /// A lifecycle with a second network, whose id is `n`.
     async fn lifecycle(name: &str) -> Arc<Lifecycle> {
         let folder = folder(name);
         std::fs::create_dir_all(&folder).unwrap();
@@ -244,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_ended_before_anybody_looked_has_run_all_the_same() {
+    async fn a_container_that_ended_before_its_inspection_has_run() {
         let lifecycle = lifecycle("ended").await;
         let [ran, ended, never] = ["a", "b", "c"].map(container);
         for container in [&ran, &ended, &never] {

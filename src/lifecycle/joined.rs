@@ -10,25 +10,25 @@ use crate::workload::{ContainerId, Grant, Task};
 impl Lifecycle {
     pub(super) fn leased_as(&self, container: &ContainerId) -> Option<LeasedAs> {
         let state = self.state();
-        let tenant = state.tenants.get(container).filter(|tenant| !tenant.barred)?;
-        let at = |address, container_credentials| RelayAt { address, container_credentials };
-        let relay = match &tenant.place {
+        let attached = state.containers.get(container).filter(|attached| !attached.barred)?;
+        let relay_at = |address, container_credentials| RelayAt { address, container_credentials };
+        let relay = match &attached.place {
             Attachment::Shared => state.second.as_ref()?.relay,
             Attachment::Linked(linked) => {
-                at(linked.segment().relay(), linked.segment().container_credentials())
+                relay_at(linked.segment().relay(), linked.segment().container_credentials())
             }
-            Attachment::Cell(cell) => at(cell.relay, false),
-            // Only that container's own environment holds its path.
+            Attachment::Cell(cell) => relay_at(cell.relay, false),
+            // Only the container's own environment holds its path.
             Attachment::Loopback(_) => return None,
         };
-        let Grant { identity, secret, .. } = &tenant.grant;
+        let Grant { identity, secret, .. } = &attached.grant;
         Some(LeasedAs { identity: identity.clone(), relay, secret: secret.clone() })
     }
 
     /// False if the container `with` is gone or the session has ended.
     pub(super) fn join(&self, container: ContainerId, with: &ContainerId, task: Arc<Task>) -> bool {
         let mut state = self.state();
-        if state.closed || !state.tenants.contains_key(with) {
+        if state.closed || !state.containers.contains_key(with) {
             return false;
         }
         state.joined.insert(container, task);
@@ -39,6 +39,6 @@ impl Lifecycle {
 impl LifecycleState {
     /// Whether access to the container gives access to a lease.
     pub(super) fn is_leased(&self, container: &ContainerId) -> bool {
-        self.tenants.contains_key(container) || self.joined.contains_key(container)
+        self.containers.contains_key(container) || self.joined.contains_key(container)
     }
 }

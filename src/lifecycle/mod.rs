@@ -1,8 +1,8 @@
 //! The life of a container from create to removal: connect, admit, confirm, cut off, release its address.
 //!
-//! Owns the registry's [`Writer`]: no other module can grant. One lock guards the state and is never held
-//! across a wait; after every wait the state is compared with the engine's answer, because it may have
-//! changed.
+//! Owns the registry's [`Writer`], so no other module can grant leases. One lock guards the state and is
+//! never held across an await; the state may change during one, so the code compares it with the engine's
+//! answer afterwards.
 
 mod attach;
 pub mod by_hand;
@@ -38,13 +38,14 @@ use crate::workload::{ContainerId, Grant, Task};
 
 pub use end::Summary;
 
-use exit::Untold;
+use exit::UnreportedEnd;
 use strangers::Strangers;
 
 /// How long a container that was never started keeps its address.
 const UNSTARTED: Duration = Duration::from_secs(15 * 60);
 
-/// How often the containers with a lease are compared with the engine's list: it may have dropped an event.
+/// How often containers with a lease are compared with the engine's list: the engine may have dropped an
+/// event.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
 
 /// How often unused addresses and unused cached tokens are released.
@@ -66,7 +67,7 @@ pub struct Lifecycle {
     exits: ExitCodes,
     console: Console,
     tasks: Tasks,
-    /// Said that a container's session of AWS was not there in time; until the next one is.
+    /// Whether the console has said that an AWS session came too late; false again once one comes in time.
     told_late: AtomicBool,
     state: Mutex<LifecycleState>,
 }
@@ -76,20 +77,20 @@ struct LifecycleState {
     writer: Writer,
     /// `None` until a container needs it.
     second: Option<Second>,
-    /// Containers that were connected past the proxy, by network id.
+    /// Containers that clients connected to our networks, bypassing the proxy; by network id.
     strangers: Strangers,
-    tenants: HashMap<ContainerId, Tenant>,
-    /// Containers in the networks of tenants, whose leases they share.
+    containers: HashMap<ContainerId, AttachedContainer>,
+    /// Containers that joined the network of an attached container, whose lease they share.
     joined: HashMap<ContainerId, Arc<Task>>,
     attached: u64,
     cut_off: u64,
     /// Expiries of tokens of ended leases; a token that two containers hold counts once.
     outstanding: HashMap<MintId, Deadline>,
-    /// Set at the end of the session; no lease is admitted after it.
+    /// Set at the end of the session; from then on no lease is admitted.
     closed: bool,
 }
 
-/// The network that containers get beside their own ones.
+/// The network that containers are connected to in addition to their own.
 #[derive(Debug)]
 struct Second {
     network: Network,
@@ -97,7 +98,7 @@ struct Second {
     addresses: Addresses,
 }
 
-/// Where the containers of a session can be.
+/// The networks on which the containers of a session can be.
 #[derive(Debug)]
 pub struct SessionNetworks {
     pub engine: Engine,
@@ -105,34 +106,36 @@ pub struct SessionNetworks {
     pub session: String,
     /// The bridge on which containers have link-local addresses, if there is one.
     pub segment: Option<Segment>,
-    /// Our own containers, which are no strangers on our networks.
+    /// Our own containers, which do not count as strangers on our networks.
     pub known: KnownMembers,
 }
 
 /// A container that has an address of the session, running or not.
 #[derive(Debug)]
-struct Tenant {
+struct AttachedContainer {
     grant: Grant,
     address: Ipv4Addr,
     /// The id of the network on which it has that address; empty on the host's network, where it has none.
     network: String,
     /// Its own cell or loopback path, if it has one; kept until the container is removed.
     place: Attachment,
-    /// `None` between an end and the next start.
+    /// `None` from the end of a run until the next start.
     lease: Option<Lease>,
-    /// Tokens of ended leases that were still valid when the last of them ended.
+    /// Tokens of its ended leases that were still valid when the latest of these leases ended.
     held: Vec<HandedOut>,
     created: Instant,
     started: bool,
-    /// When the run of the lease began, by the engine's clock; known once it was seen running.
+    /// When the run that has the lease began, by the engine's clock; known once the container was seen
+    /// running.
     begun: Moment,
     /// An ended lease that is reported once the exit code is known.
-    untold: Option<Untold>,
+    unreported: Option<UnreportedEnd>,
     /// Cut off by a person: no start and no event restores its lease.
     barred: bool,
 }
 
-/// What granting needs: the registry's only writer, the mint (tokens minted ahead and erased), the recorder.
+/// What it takes to grant leases: the registry's only writer, the mint (to mint ahead and to erase tokens),
+/// and the recorder.
 #[derive(Debug)]
 pub struct Granting {
     pub writer: Writer,
@@ -153,7 +156,7 @@ impl Lifecycle {
             writer,
             second: None,
             strangers: Strangers::default(),
-            tenants: HashMap::new(),
+            containers: HashMap::new(),
             joined: HashMap::new(),
             attached: 0,
             cut_off: 0,
@@ -194,7 +197,7 @@ impl Lifecycle {
     /// Answers the proxy's requests and the server's questions until the proxy is gone or the session stops.
     pub async fn attend(
         self: Arc<Self>,
-        mut asks: mpsc::Receiver<LifecycleRequest>,
+        mut requests: mpsc::Receiver<LifecycleRequest>,
         mut questions: Questions,
     ) {
         let mut tidy = tokio::time::interval_at(Instant::now() + TIDY_EVERY, TIDY_EVERY);
@@ -202,8 +205,8 @@ impl Lifecycle {
         loop {
             tokio::select! {
                 () = self.tasks.stop().cancelled() => return,
-                ask = asks.recv() => match ask {
-                    Some(ask) => self.clone().answer(ask),
+                request = requests.recv() => match request {
+                    Some(request) => self.clone().answer(request),
                     None => return,
                 },
                 Some(address) = questions.next() => {
@@ -222,8 +225,8 @@ impl Lifecycle {
         }
     }
 
-    fn answer(self: Arc<Self>, ask: LifecycleRequest) {
-        match ask {
+    fn answer(self: Arc<Self>, request: LifecycleRequest) {
+        match request {
             LifecycleRequest::Attach { container, identity, by, task, place, secret, answer } => {
                 let this = self.clone();
                 self.tasks.spawn("attach", async move {
@@ -231,7 +234,7 @@ impl Lifecycle {
                     let outcome = this.attach(grant, place).await;
                     let attached = outcome.is_ok();
                     if answer.send(outcome).is_err() && attached {
-                        // No caller waits for the answer any more: the create was abandoned.
+                        // The caller no longer waits for the answer: it has abandoned the create.
                         this.forget(&container);
                     }
                 });
@@ -250,7 +253,7 @@ impl Lifecycle {
         }
     }
 
-    /// False once the session has ended: the lease would never be cut off.
+    /// False once the session has ended: nothing would cut off the lease.
     fn admit(&self, grant: Grant, address: Ipv4Addr, network: String, place: Attachment) -> bool {
         let mut state = self.state();
         if state.closed {
@@ -258,7 +261,7 @@ impl Lifecycle {
         }
         let lease = state.writer.admit(address, grant.clone());
         state.attached += 1;
-        let tenant = Tenant {
+        let attached = AttachedContainer {
             address,
             network,
             place,
@@ -267,11 +270,11 @@ impl Lifecycle {
             created: Instant::now(),
             started: false,
             begun: None,
-            untold: None,
+            unreported: None,
             barred: false,
             grant,
         };
-        state.tenants.insert(tenant.grant.container.clone(), tenant);
+        state.containers.insert(attached.grant.container.clone(), attached);
         true
     }
 
@@ -280,24 +283,24 @@ impl Lifecycle {
     /// stay in memory.
     fn warm(&self, container: &ContainerId) {
         let state = self.state();
-        if let Some(tenant) = state.tenants.get(container)
-            && tenant.lease.is_some()
+        if let Some(attached) = state.containers.get(container)
+            && attached.lease.is_some()
         {
-            self.mint.ahead_of(&tenant.grant);
+            self.mint.ahead_of(&attached.grant);
         }
     }
 
     /// Admits a stopped container that is about to run again: a new epoch, at the same address.
     fn readmit(&self, container: &ContainerId) {
         let mut state = self.state();
-        let LifecycleState { writer, tenants, closed, .. } = &mut *state;
-        if let Some(tenant) = tenants.get_mut(container)
-            && tenant.lease.is_none()
+        let LifecycleState { writer, containers, closed, .. } = &mut *state;
+        if let Some(attached) = containers.get_mut(container)
+            && attached.lease.is_none()
             && !*closed
-            && !tenant.barred
+            && !attached.barred
         {
-            tenant.lease = Some(writer.admit(tenant.address, tenant.grant.clone()));
-            tenant.begun = None;
+            attached.lease = Some(writer.admit(attached.address, attached.grant.clone()));
+            attached.begun = None;
             drop(state);
             self.warm(container);
         }
@@ -306,36 +309,38 @@ impl Lifecycle {
     async fn confirm_at(&self, address: Ipv4Addr) {
         let container = {
             let state = self.state();
-            state.tenants.values().find(|t| t.address == address).map(|t| t.grant.container.clone())
+            let found = state.containers.values().find(|attached| attached.address == address);
+            found.map(|attached| attached.grant.container.clone())
         };
         if let Some(container) = container {
             self.confirm(&container).await;
         }
     }
 
-    /// Inspects whether the container really runs at its address, and only then lets it be answered: until it
-    /// runs, another container that was put at the same address by hand could be the caller.
+    /// Confirms the lease if an inspection shows that the container runs at its address. Before it runs, the
+    /// caller could be another container that somebody put at the same address by hand.
     async fn confirm(&self, container: &ContainerId) {
         let epoch = |state: &LifecycleState| {
-            let tenant = state.tenants.get(container)?;
-            tenant.lease.as_ref().map(|lease| (lease.epoch(), tenant.network.clone()))
+            let attached = state.containers.get(container)?;
+            attached.lease.as_ref().map(|lease| (lease.epoch(), attached.network.clone()))
         };
         let Some((before, network)) = epoch(&self.state()) else { return };
         let Ok(seen) = self.engine.look(container.as_str(), &network).await else { return };
         let mut state = self.state();
         if epoch(&state).map(|(now, _)| now) != Some(before) {
-            return; // it ended, or ended and started again, while we looked
+            return; // it ended, or ended and started again, during the inspection
         }
-        let LifecycleState { writer, tenants, strangers, .. } = &mut *state;
-        if let Some(tenant) = tenants.get_mut(container)
-            && let Some(lease) = &tenant.lease
+        let LifecycleState { writer, containers, strangers, .. } = &mut *state;
+        if let Some(attached) = containers.get_mut(container)
+            && let Some(lease) = &attached.lease
             && seen.running
-            // On the host's network its path identifies the container: no other was given it.
-            && (seen.addresses.contains(&tenant.address) || matches!(tenant.place, Attachment::Loopback(_)))
-            && !strangers.are_on(&tenant.network)
+            // On the host's network the path identifies the container: no other container has it.
+            && (seen.addresses.contains(&attached.address)
+                || matches!(attached.place, Attachment::Loopback(_)))
+            && !strangers.are_on(&attached.network)
         {
-            tenant.started = true;
-            tenant.begun = tenant.begun.or(seen.started);
+            attached.started = true;
+            attached.begun = attached.begun.or(seen.started);
             writer.confirm(lease);
         }
     }
@@ -343,16 +348,18 @@ impl Lifecycle {
     async fn give_back_unstarted(&self) {
         let idle: Vec<(ContainerId, String)> = {
             let state = self.state();
-            let old = |t: &&Tenant| !t.started && t.created.elapsed() > UNSTARTED;
-            let row = |t: &Tenant| (t.grant.container.clone(), t.network.clone());
-            state.tenants.values().filter(old).map(row).collect()
+            let idle = state
+                .containers
+                .values()
+                .filter(|attached| !attached.started && attached.created.elapsed() > UNSTARTED);
+            idle.map(|attached| (attached.grant.container.clone(), attached.network.clone())).collect()
         };
         for (container, network) in idle {
             let seen = self.engine.look(container.as_str(), &network).await;
             if matches!(&seen, Ok(seen) if seen.running) {
                 continue;
             }
-            if let Err(error) = self.take_off(&network, &container).await {
+            if let Err(error) = self.detach(&network, &container).await {
                 tracing::warn!(%error, %container, "a container that never started keeps its address");
                 continue;
             }
@@ -366,6 +373,6 @@ impl Lifecycle {
 
     #[cfg(test)]
     fn started(&self, container: &ContainerId) -> bool {
-        self.state().tenants.get(container).is_some_and(|tenant| tenant.started)
+        self.state().containers.get(container).is_some_and(|attached| attached.started)
     }
 }

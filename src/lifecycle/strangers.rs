@@ -1,7 +1,7 @@
-//! Containers that were connected to a network of containers with an identity, but not through the proxy.
+//! Containers that clients connected, bypassing the proxy, to a network of containers with an identity.
 //!
-//! Nobody has judged them: they may have `NET_RAW`, with which they could take a neighbour's address. From the
-//! engine's event on, until they are gone, no container of that network is answered (503).
+//! The proxy has not judged them: they may have `NET_RAW`, with which they could take a neighbour's address.
+//! From the engine's event until they are gone, the server answers no container of that network (503).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use crate::workload::ContainerId;
 pub(super) struct Strangers(HashMap<String, HashSet<ContainerId>>);
 
 impl Strangers {
-    /// False if the container was one already.
+    /// False if the container was already listed.
     fn add(&mut self, container: &ContainerId, network: &str) -> bool {
         self.0.entry(network.into()).or_default().insert(container.clone())
     }
 
-    /// Whether the container was one there.
+    /// Whether the container was listed on that network.
     fn remove(&mut self, container: &ContainerId, network: &str) -> bool {
         let Some(there) = self.0.get_mut(network) else { return false };
         let removed = there.remove(container);
@@ -36,7 +36,7 @@ impl Strangers {
         self.0.contains_key(network)
     }
 
-    /// The networks on which the container is one; with `network`, at most that one.
+    /// The networks on which the container is a stranger; with `network`, at most that network.
     fn networks_of(&self, container: &ContainerId, network: Option<&str>) -> Vec<String> {
         let on = self.0.iter().filter(|(_, there)| there.contains(container)).map(|(on, _)| on);
         on.filter(|on| network.is_none_or(|network| network == *on)).cloned().collect()
@@ -56,8 +56,8 @@ impl Lifecycle {
         }
     }
 
-    /// Suspends the leases of `network` if the container is a stranger there. Waits for nothing, so that the
-    /// time until then is the engine's alone.
+    /// Suspends the leases of `network` if the container is a stranger there. Awaits nothing, so that only
+    /// the engine's own delay precedes the suspension.
     pub(super) fn suspend(&self, container: &ContainerId, network: &str) -> bool {
         let mut state = self.state();
         let ours = state.second.as_ref().is_some_and(|second| second.network.id == network)
@@ -65,17 +65,17 @@ impl Lifecycle {
         if !ours || state.is_leased(container) || self.known.has(container.as_str()) {
             return false;
         }
-        let LifecycleState { writer, tenants, strangers, .. } = &mut *state;
+        let LifecycleState { writer, containers, strangers, .. } = &mut *state;
         if !strangers.add(container, network) {
             return false;
         }
-        let there = tenants.values().filter(|tenant| tenant.network == network);
-        there.filter_map(|tenant| tenant.lease.as_ref()).for_each(|lease| writer.doubt(lease));
+        let on_network = containers.values().filter(|attached| attached.network == network);
+        on_network.filter_map(|attached| attached.lease.as_ref()).for_each(|lease| writer.doubt(lease));
         true
     }
 
-    /// Ends the leases whose address the stranger has, and lifts the suspension if it is harmless. Only the
-    /// default bridge has harmless strangers: those that cannot forge addresses.
+    /// Ends the leases whose address the stranger has, and lifts the suspension if the stranger is harmless.
+    /// Only strangers on the default bridge can be harmless, namely if they cannot forge addresses.
     async fn look_at_stranger(self: &Arc<Self>, container: &ContainerId, network: &str) {
         let seen = match self.engine.look_at_foreign(container.as_str(), network).await {
             Ok(seen) if seen.running && seen.connected => seen,
@@ -86,29 +86,29 @@ impl Lifecycle {
                 return;
             }
         };
-        // On the second network the engine itself lets no two containers run at one address.
+        // On the second network the engine itself prevents two containers from running at one address.
         let segment = self.segment.as_ref().filter(|segment| segment.network().id == network);
-        let at_the_same: Vec<ContainerId> = {
+        let same_address: Vec<ContainerId> = {
             let state = self.state();
-            let same = state.tenants.values().filter(|tenant| {
-                segment.is_some() && tenant.network == network && seen.addresses.contains(&tenant.address)
+            let same = state.containers.values().filter(|attached| {
+                segment.is_some() && attached.network == network && seen.addresses.contains(&attached.address)
             });
-            same.map(|tenant| tenant.grant.container.clone()).collect()
+            same.map(|attached| attached.grant.container.clone()).collect()
         };
-        for tenant in &at_the_same {
+        for holder in &same_address {
             self.console.notice(format!(
-                "{container} has the address of {tenant}, which loses its identity; create it again"
+                "{container} has the address of {holder}, which loses its identity; create it again"
             ));
-            if let Some(tenant) = self.state().tenants.get_mut(tenant) {
-                tenant.barred = true;
+            if let Some(attached) = self.state().containers.get_mut(holder) {
+                attached.barred = true;
             }
-            self.cut_off(tenant, Cause::AddressTaken, None);
+            self.cut_off(holder, Cause::AddressTaken, None);
         }
         let on_default = segment.is_some_and(Segment::is_default_bridge);
-        if on_default && at_the_same.is_empty() && !could_forge(&seen.host) {
+        if on_default && same_address.is_empty() && !could_forge(&seen.host) {
             return self.stranger_gone(container, Some(network));
         }
-        if !self.state().tenants.values().any(|tenant| tenant.network == network) {
+        if !self.state().containers.values().any(|attached| attached.network == network) {
             return;
         }
         self.console.notice(format!(
@@ -118,7 +118,7 @@ impl Lifecycle {
         ));
     }
 
-    /// Handles the event that a container ended, which may be late: it may run again.
+    /// Handles the event that a container ended. The event may be late, and the container may run again.
     pub(super) fn stranger_ended(self: &Arc<Self>, container: &ContainerId) {
         let networks = self.state().strangers.networks_of(container, None);
         for network in networks {
@@ -128,20 +128,20 @@ impl Lifecycle {
         }
     }
 
-    /// Handles the event that a container left a network, or all of them: without strangers, the containers
-    /// there are answered again, once each was seen running.
+    /// Handles the event that a container left a network, or all networks (`None`). On a network without
+    /// strangers, each container is answered again once an inspection sees it running.
     pub(super) fn stranger_gone(self: &Arc<Self>, container: &ContainerId, network: Option<&str>) {
-        let back: Vec<ContainerId> = {
+        let unsuspended: Vec<ContainerId> = {
             let mut state = self.state();
             let left = state.strangers.networks_of(container, network);
             for network in &left {
                 state.strangers.remove(container, network);
             }
             let clear = |network: &String| left.contains(network) && !state.strangers.are_on(network);
-            let there = state.tenants.values().filter(|tenant| clear(&tenant.network));
-            there.map(|tenant| tenant.grant.container.clone()).collect()
+            let on_clear = state.containers.values().filter(|attached| clear(&attached.network));
+            on_clear.map(|attached| attached.grant.container.clone()).collect()
         };
-        for container in back {
+        for container in unsuspended {
             let this = self.clone();
             self.tasks.spawn("confirm", async move { this.confirm(&container).await });
         }
@@ -156,7 +156,7 @@ impl Lifecycle {
             let running = members.iter().filter(|member| member.running);
             let there: Vec<ContainerId> =
                 running.filter_map(|member| ContainerId::parse(&member.id)).collect();
-            // Not in the loop's head, where the state would stay locked while the loop locks it again.
+            // Not in the head of the `for`: the state would stay locked while the loop locks it again.
             let known = self.state().strangers.on(&network.id);
             for gone in known {
                 if !there.contains(&gone) {

@@ -17,14 +17,15 @@ use super::links::{Link, Links};
 use super::{Acceptor, Callers, LISTENS, TunnelClient, listen, serve};
 use crate::process::Tasks;
 
-/// The listener on the relay's own network, where nothing else belongs. It receives the probe, which comes
-/// from the address itself. (The kernel accepts no packet from outside that has an address of its own.)
+/// The listener on the relay's own network, where no other container belongs. It receives the probe, which
+/// comes from the same address. (The kernel drops packets from outside whose source is one of its own
+/// addresses.)
 pub(super) fn own_acceptor(at: Ipv4Addr) -> io::Result<Acceptor> {
     let network = Some(Link { index: 0, name: String::new(), address: at, prefix: 32 });
     Ok(Acceptor { listener: listen(at, None)?, network })
 }
 
-/// Serves every network that this namespace is connected to, as they come and go. The relay's own network is
+/// Serves every network that this namespace is connected to, now or later. The relay's own network is
 /// excluded: its address is `at`, and `own` serves it. Returns only on an error.
 pub(super) async fn serve_each(
     own: Acceptor,
@@ -45,7 +46,7 @@ pub(super) async fn serve_each(
             if link.address == at || link.address.is_loopback() || open.contains_key(&key) {
                 continue;
             }
-            match opened(&link, &client, &callers, &tasks) {
+            match open_listener(&link, &client, &callers, &tasks) {
                 Ok(guard) => drop(open.insert(key, guard)),
                 Err(error) => tracing::warn!(%error, link.name, "cannot listen on an interface (Linux 5.7?)"),
             }
@@ -53,15 +54,20 @@ pub(super) async fn serve_each(
     }
 }
 
-fn opened(link: &Link, client: &TunnelClient, callers: &Callers, tasks: &Tasks) -> io::Result<DropGuard> {
+fn open_listener(
+    link: &Link,
+    client: &TunnelClient,
+    callers: &Callers,
+    tasks: &Tasks,
+) -> io::Result<DropGuard> {
     let listener = listen(link.address, Some(&link.name))?;
     let (end, at) = (CancellationToken::new(), link.address);
     let acceptor = Acceptor { listener, network: Some(link.clone()) };
     let serving = serve(acceptor, client.clone(), callers.clone(), tasks.clone());
     let (ended, mut client) = (end.clone(), client.clone());
     tasks.spawn("listener", async move {
-        if tell(at, &mut client).await.is_none() {
-            return; // the tunnel is gone, and everything ends
+        if announce(at, &mut client).await.is_none() {
+            return; // the tunnel is gone, and the relay ends
         }
         tokio::select! {
             () = ended.cancelled() => {}
@@ -72,17 +78,17 @@ fn opened(link: &Link, client: &TunnelClient, callers: &Callers, tasks: &Tasks) 
 }
 
 /// Tells the host that a container connected to this network can reach the relay from now on.
-async fn tell(at: Ipv4Addr, client: &mut TunnelClient) -> Option<()> {
-    let mut news = Request::new(http_body_util::Empty::new());
-    *news.uri_mut() = hyper::Uri::from_static("http://host/");
-    news.headers_mut().insert(LISTENS, HeaderValue::from_str(&at.to_string()).ok()?);
+async fn announce(at: Ipv4Addr, client: &mut TunnelClient) -> Option<()> {
+    let mut request = Request::new(http_body_util::Empty::new());
+    *request.uri_mut() = hyper::Uri::from_static("http://host/");
+    request.headers_mut().insert(LISTENS, HeaderValue::from_str(&at.to_string()).ok()?);
     client.ready().await.ok()?;
-    client.send_request(news).await.ok().map(drop)
+    client.send_request(request).await.ok().map(drop)
 }
 
 impl Acceptor {
     /// Whether this caller can be on this listener's network.
-    pub(super) fn knows(&self, from: IpAddr) -> bool {
+    pub(super) fn serves(&self, from: IpAddr) -> bool {
         match (&self.network, from) {
             (None, _) => true,
             (Some(link), IpAddr::V4(from)) => link.holds(from),

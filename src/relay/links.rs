@@ -59,7 +59,7 @@ impl Links {
         request.extend_from_slice(&24_u32.to_ne_bytes());
         request.extend_from_slice(&GET_ADDRESS.to_ne_bytes());
         request.extend_from_slice(&0x301_u16.to_ne_bytes()); // NLM_F_REQUEST | NLM_F_DUMP
-        request.extend_from_slice(&[0; 8]); // sequence and port: the only question of this socket
+        request.extend_from_slice(&[0; 8]); // sequence and port: this socket sends no other request
         request.extend_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0]); // ifaddrmsg: AF_INET
         self.socket.send(&request).await.map(drop)
     }
@@ -133,7 +133,7 @@ fn link(payload: &[u8]) -> Option<Link> {
 mod tests {
     use super::*;
 
-    fn news(kind: u16, index: u32, address: [u8; 4], label: &[u8]) -> Vec<u8> {
+    fn notification(kind: u16, index: u32, address: [u8; 4], label: &[u8]) -> Vec<u8> {
         let mut body = vec![2, 29, 0, 0];
         body.extend_from_slice(&index.to_ne_bytes());
         for (name, value) in [(1_u16, &address[..]), (IFA_LOCAL, &address), (IFA_LABEL, label)] {
@@ -152,8 +152,8 @@ mod tests {
     fn added_and_removed_links_are_followed() {
         let mut all = HashMap::new();
         let both = [
-            news(NEW_ADDRESS, 1, [127, 0, 0, 1], b"lo\0"),
-            news(NEW_ADDRESS, 7, [169, 254, 64, 5], b"eth1\0"),
+            notification(NEW_ADDRESS, 1, [127, 0, 0, 1], b"lo\0"),
+            notification(NEW_ADDRESS, 7, [169, 254, 64, 5], b"eth1\0"),
         ]
         .concat();
         assert!(apply(&both, &mut all));
@@ -161,12 +161,13 @@ mod tests {
         let link = all[&(7, Ipv4Addr::new(169, 254, 64, 5))].clone();
         assert_eq!((link.name.as_str(), link.prefix), ("eth1", 29));
         assert!(link.holds(Ipv4Addr::new(169, 254, 64, 1)) && !link.holds(Ipv4Addr::new(169, 254, 64, 9)));
-        // The same name and network on another interface: the removal of the old one does not affect it.
-        assert!(apply(&news(NEW_ADDRESS, 9, [169, 254, 64, 5], b"eth1\0"), &mut all));
-        assert!(apply(&news(DEL_ADDRESS, 7, [169, 254, 64, 5], b"eth1\0"), &mut all));
+        // The same name and network on another interface: the removal of the old interface does not affect
+        // it.
+        assert!(apply(&notification(NEW_ADDRESS, 9, [169, 254, 64, 5], b"eth1\0"), &mut all));
+        assert!(apply(&notification(DEL_ADDRESS, 7, [169, 254, 64, 5], b"eth1\0"), &mut all));
         assert_eq!(all.len(), 2);
         for cut in 0..both.len() {
-            apply(&both[..cut], &mut all); // a short read is no reason to fall
+            apply(&both[..cut], &mut all); // a short read must not panic
         }
     }
 

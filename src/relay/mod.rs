@@ -1,5 +1,5 @@
-//! The relay: the part that runs inside the container network. It forwards requests and answers and names the
-//! caller; it holds no secret and decides nothing.
+//! The relay: the part that runs inside the container network. It forwards requests and answers, and adds the
+//! caller's address to requests; it holds no secret and decides nothing.
 //!
 //! Its stdin and stdout are the tunnel, which carries HTTP/2 with the relay as the client. The caller's
 //! address is taken from the relay's own socket. The relay limits what one container can do to the others:
@@ -34,7 +34,7 @@ use crate::unparsable::Flavored;
 
 /// The caller's address, set by the relay from its socket. A header of this name from a caller is dropped.
 pub const CALLER: HeaderName = HeaderName::from_static("kfp-creds-caller");
-/// The caller's `Host`, sent separately because HTTP/2 replaces it by its authority.
+/// The caller's `Host`, sent separately because HTTP/2 replaces it with its authority.
 pub const HOST: HeaderName = HeaderName::from_static("kfp-creds-host");
 /// On a request of the relay itself: the address at which it now listens.
 pub const LISTENS: HeaderName = HeaderName::from_static("kfp-creds-listens");
@@ -43,7 +43,7 @@ pub const CLOSE: HeaderName = HeaderName::from_static("kfp-creds-close");
 
 /// Both ends ping each other at this interval; a tunnel that does not answer in time is dead.
 pub const PING_EVERY: Duration = Duration::from_secs(5);
-/// How long after a ping its tunnel counts as dead.
+/// How long after an unanswered ping the tunnel counts as dead.
 pub const PING_WITHIN: Duration = Duration::from_secs(10);
 
 /// Largest head accepted. Real clients send well under 2 KiB.
@@ -56,7 +56,7 @@ const CONNECTIONS: usize = 128;
 /// Connections that wait to be accepted; the kernel's own bound is the same. If it overflows, callers wait a
 /// second until their kernel tries again, so one caller's flood must not fill it easily.
 const BACKLOG: u32 = 4096;
-/// Longest silence of the host before a request is given up, except requests with `wait_for_change`.
+/// How long the relay waits for the host's answer to a request, unless it has `wait_for_change`.
 const REPLY_WITHIN: Duration = Duration::from_secs(30);
 
 type TunnelClient = SendRequest<Empty<Bytes>>;
@@ -108,7 +108,7 @@ pub async fn run(at: Ipv4Addr, more: Option<Ipv4Addr>, cells: bool) -> io::Resul
     });
     tokio::select! {
         ended = serving => ended,
-        // The session ends with stdin, by an end or an error.
+        // The session ends when stdin ends or fails.
         ended = connection => ended.map_err(io::Error::other),
     }
 }
@@ -133,17 +133,17 @@ struct Acceptor {
 
 async fn serve(acceptor: Acceptor, client: TunnelClient, callers: Callers, tasks: Tasks) {
     let serve = |(stream, from): (TcpStream, SocketAddr)| {
-        if !acceptor.knows(from.ip()) {
+        if !acceptor.serves(from.ip()) {
             return;
         }
-        let Some(place) = callers.admit(from.ip()) else {
-            return; // dropping the stream resets it: the caller has far more than its share open
+        let Some(counted) = callers.admit(from.ip()) else {
+            return; // dropping the stream resets it: the caller has too many connections open
         };
-        // A TTL of one hop keeps an answer on its network; no delay sends small answers at once.
+        // A TTL of one hop keeps an answer on its network; TCP_NODELAY sends small answers at once.
         let _ = (stream.set_ttl(1), stream.set_nodelay(true));
         let client = client.clone();
         tasks.spawn("connection", async move {
-            let _place = place;
+            let _counted = counted;
             serve_connection(stream, from, client).await;
         });
     };
@@ -164,7 +164,7 @@ async fn serve_connection(stream: TcpStream, from: SocketAddr, client: TunnelCli
 }
 
 /// Forwards one request to the host and returns its buffered answer. On an error the caller's connection is
-/// closed without a byte sent, which is how a request in flight experiences a cut-off.
+/// closed without a byte sent; that is also what a request in flight sees of a cut-off.
 async fn forward(
     request: Request<Incoming>,
     from: IpAddr,
@@ -197,7 +197,7 @@ fn translate(request: Request<Incoming>, from: IpAddr) -> Option<Request<Empty<B
     let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
     let uri = Uri::builder().scheme("http").authority("host").path_and_query(target).build().ok()?;
     let mut headers = head.headers;
-    // A host in the target overrides the Host header (RFC 9112, 3.2.2), so it is the one that is checked.
+    // A host in the target overrides the Host header (RFC 9112, 3.2.2), so the server checks that host.
     let named = head.uri.authority().and_then(|named| HeaderValue::from_str(named.as_str()).ok());
     let host = headers.remove(header::HOST);
     let host = named.or(host);
@@ -235,7 +235,7 @@ enum ErrorForm {
     Text,
     /// The format of AWS's container credentials.
     Container,
-    /// The format of both Azure services; one has members that clients of the other ignore.
+    /// The formats of both Azure services in one: clients of either ignore the members of the other.
     Azure,
 }
 
@@ -256,7 +256,7 @@ impl ErrorForm {
             Self::Container => {
                 ("application/json", format!(r#"{{"Code":"ServiceUnavailable","Message":"{why}"}}"#).into())
             }
-            // Clients in Python fail on a body that is no JSON before they look at the status.
+            // Python clients fail on a body that is not JSON before they look at the status.
             Self::Azure => {
                 let error = r#""error":"temporarily_unavailable""#;
                 let body =
@@ -267,7 +267,8 @@ impl ErrorForm {
     }
 }
 
-/// 503 is the one status that every retrying client retries. Only Google's paths look like Google's.
+/// 503 is the one status that every retrying client retries. Only replies on Google's paths look like
+/// Google's.
 fn unavailable(form: ErrorForm, why: &'static str) -> Response<Full<Bytes>> {
     let (media, body) = form.body(why);
     let mut response = Response::new(Full::new(body));
@@ -282,8 +283,9 @@ fn unavailable(form: ErrorForm, why: &'static str) -> Response<Full<Bytes>> {
 }
 
 /// Asks the host for `/` as a container does. The host sees the relay's own address as the caller, which
-/// proves that the network, the listener and the tunnel work. It is set here: to an address of its own the kernel
-/// connects from the first one of the same range, which may be the relay's other address.
+/// proves that the network, the listener and the tunnel work. The source address is bound explicitly: for a
+/// connection to an address of its own, the kernel chooses the first address of that range, maybe the relay's
+/// other one.
 async fn probe(at: Ipv4Addr) -> io::Result<()> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((at, 0).into())?;
@@ -347,7 +349,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_of_the_relay_has_the_form_of_its_client() {
+    fn an_error_has_the_format_of_the_requested_service() {
         let of = |path: &str| {
             let reply = unavailable(ErrorForm::of(path), "the host did not answer in time");
             let of_google = reply.headers().contains_key("metadata-flavor");
@@ -377,15 +379,15 @@ mod tests {
     }
 
     #[test]
-    fn one_caller_cannot_take_the_places_of_another() {
+    fn one_caller_cannot_use_up_the_connections_of_another() {
         let callers = Callers::default();
         let (greedy, modest) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        let mut places: Vec<_> = (0..CONNECTIONS).map(|_| callers.admit(greedy).unwrap()).collect();
+        let mut connections: Vec<_> = (0..CONNECTIONS).map(|_| callers.admit(greedy).unwrap()).collect();
         assert!(callers.admit(greedy).is_none());
         assert!(callers.admit(modest).is_some());
-        places.pop();
+        connections.pop();
         assert!(callers.admit(greedy).is_some());
-        drop(places);
+        drop(connections);
         assert!(callers.0.lock().unwrap().is_empty());
     }
 }

@@ -14,12 +14,12 @@ pub enum ProgramCall {
     /// `relay ADDRESS [ADDRESS] [--cells|--confined]`: carries requests from the network to stdout; see
     /// [`super::run`].
     Relay(RelayCall),
-    /// `probe ADDRESS [--port PORT] [--below PATH]`: asks for a token as a container's client does. The
-    /// server's own paths begin behind `below`.
+    /// `probe ADDRESS [--port PORT] [--below PATH]`: asks for a token as a container's client does. `below`
+    /// is the prefix of the server's paths.
     Probe { at: SocketAddrV4, below: String },
 }
 
-/// Where a relay listens and on what.
+/// Where a relay listens, and on which kind of network.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RelayCall {
     pub at: Ipv4Addr,
@@ -31,7 +31,7 @@ pub struct RelayCall {
 /// The kind of network on which a relay starts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RelayNetwork {
-    /// One without a way out.
+    /// One without outbound access.
     Internal,
     /// Like `Internal`, and the relay is connected to the networks of single containers later.
     Cells,
@@ -90,9 +90,9 @@ fn relay<'a>(words: impl Iterator<Item = &'a str>) -> Option<ProgramCall> {
     words.next().is_none().then_some(ProgramCall::Relay(RelayCall { at, more, network }))
 }
 
-/// Makes sure that the relay cannot leave its network, and holds no privilege: its engine started it as root on
-/// a network with a way to the internet. Runs before the first byte of a container is read; on any doubt the
-/// relay does not start.
+/// Makes sure that the relay cannot reach beyond its network and holds no privilege: the engine started it as
+/// root on a network with a route to the internet. Runs before the relay reads the first byte from a
+/// container; without certainty the relay does not start.
 fn confine() -> io::Result<()> {
     linux::delete_default_routes()?;
     linux::become_nobody()?;
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_two_commands_are_understood_and_nothing_else() {
+    fn relay_and_probe_are_the_only_commands_that_are_parsed() {
         let asked = |line: &str| ProgramCall::parse(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
         let at = Ipv4Addr::new(169, 254, 169, 254);
         let relay = |more, network| Some(Ok(ProgramCall::Relay(RelayCall { at, more, network })));
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_or_a_capability_that_is_left_is_seen() {
+    fn a_remaining_route_or_capability_is_detected() {
         let routes = "Iface\tDestination\tGateway\tFlags\neth0\t0000FEA9\t00000000\t0001\n";
         let status =
             "Name:\trelay\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapAmb:\t0000000000000000\n";

@@ -11,7 +11,7 @@ pub(super) enum Caller {
     Container(Lease),
     /// A program on this machine that holds the path capability: it has the default identity.
     Local(Arc<Identity>),
-    /// The relay itself: its probe proves the path to the server; it has no identity.
+    /// The relay itself, whose probe proves that the path to the server works; it has no identity.
     Relay,
 }
 

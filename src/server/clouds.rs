@@ -1,11 +1,11 @@
-//! Sessions of AWS and tokens of Azure for callers, and what is recorded of them.
+//! AWS sessions and Azure tokens for callers, and their records in audit log and metrics.
 
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::repeats::{Given, TokenReply};
-use super::tokens::{No, SLOW, left, nobody, too_many, who};
+use super::repeats::{ServedToken, TokenReply};
+use super::tokens::{SLOW, TokenRefusal, rate_exceeded, relay_has_no_identity, requestor, time_left};
 use super::{Caller, Server};
 use crate::cloud::Cloud;
 use crate::metadata::{self, AwsAsk, AzureAsk, Reply, TokenFailure};
@@ -25,9 +25,9 @@ impl Server {
     ) -> TokenReply {
         match self.try_aws_session(caller, ask, now, deadline).await {
             Ok(answer) => answer,
-            Err(No(failure, why)) => {
+            Err(TokenRefusal(failure, why)) => {
                 let reply = metadata::failure_reply(ask.service, failure, &why).after(why.pause);
-                if let Some(who) = who(caller) {
+                if let Some(who) = requestor(caller) {
                     let status = reply.counted().as_u16();
                     self.recorder.refused(who, status, TokenKind::AwsSession.word(), &why);
                 }
@@ -45,9 +45,9 @@ impl Server {
     ) -> TokenReply {
         match self.try_azure_token(caller, ask, now, deadline).await {
             Ok(answer) => answer,
-            Err(No(failure, why)) => {
+            Err(TokenRefusal(failure, why)) => {
                 let reply = metadata::failure_reply(ask.service, failure, &why).after(why.pause);
-                if let Some(who) = who(caller) {
+                if let Some(who) = requestor(caller) {
                     let status = reply.counted().as_u16();
                     self.recorder.refused_resource(who, status, &ask.resource, &why);
                 }
@@ -62,22 +62,22 @@ impl Server {
         ask: &AwsAsk,
         now: Now,
         deadline: Instant,
-    ) -> Result<TokenReply, No> {
-        let (identity, container) = caller.granted().ok_or_else(nobody)?;
+    ) -> Result<TokenReply, TokenRefusal> {
+        let (identity, container) = caller.granted().ok_or_else(relay_has_no_identity)?;
         self.rates
             .admit(identity, now.mono)
-            .map_err(|left| No(TokenFailure::TooMany, too_many(identity, left)))?;
+            .map_err(|left| TokenRefusal(TokenFailure::TooMany, rate_exceeded(identity, left)))?;
         let request = self.mint.aws_request(identity, container, caller.task());
-        let request = request.ok_or_else(|| has_none(identity, Cloud::Aws))?;
-        let (session, calm, now) = match self.mint.cached_aws_session(&request, who(caller), now) {
+        let request = request.ok_or_else(|| not_on_cloud(identity, Cloud::Aws))?;
+        let (session, calm, now) = match self.mint.cached_aws_session(&request, requestor(caller), now) {
             Some(Fresh { token, calm }) => (token, Some(calm), now),
             None => {
-                let made = self.mint.aws_session(&request, who(caller), left(deadline)).await;
-                (self.made(Cloud::Aws, caller, made)?, None, Now::read())
+                let made = self.mint.aws_session(&request, requestor(caller), time_left(deadline)).await;
+                (self.minted(Cloud::Aws, caller, made)?, None, Now::read())
             }
         };
         let reply = self.give_aws(caller, ask, &session, now);
-        let given = || Given::Aws(ask.clone(), Arc::downgrade(&session));
+        let given = || ServedToken::Aws(ask.clone(), Arc::downgrade(&session));
         Ok(TokenReply { reply, again: calm.map(|calm| (given(), calm)) })
     }
 
@@ -93,32 +93,33 @@ impl Server {
         ask: &AzureAsk,
         now: Now,
         deadline: Instant,
-    ) -> Result<TokenReply, No> {
-        let (identity, container) = caller.granted().ok_or_else(nobody)?;
+    ) -> Result<TokenReply, TokenRefusal> {
+        let (identity, container) = caller.granted().ok_or_else(relay_has_no_identity)?;
         self.rates
             .admit(identity, now.mono)
-            .map_err(|left| No(TokenFailure::TooMany, too_many(identity, left)))?;
-        // What is no resource is a container's text, and goes no further.
-        let resource = resource(&ask.resource).map_err(|why| No(TokenFailure::AccessRefused, why.into()))?;
+            .map_err(|left| TokenRefusal(TokenFailure::TooMany, rate_exceeded(identity, left)))?;
+        // A text that is no resource goes no further: a container chose it.
+        let resource =
+            resource(&ask.resource).map_err(|why| TokenRefusal(TokenFailure::AccessRefused, why.into()))?;
         let request = self.mint.azure_request(identity, container, &resource);
-        let request = request.ok_or_else(|| has_none(identity, Cloud::Azure))?;
+        let request = request.ok_or_else(|| not_on_cloud(identity, Cloud::Azure))?;
         if !identity.azure.as_ref().is_some_and(|azure| azure.allows(&request.resource)) {
             let name = &identity.name;
             let why = format!(
                 "identity {name} (by {}) may not ask for this resource: add it to resources in [identity.{name}.azure]",
                 caller.by()
             );
-            return Err(No(TokenFailure::AccessRefused, why.into()));
+            return Err(TokenRefusal(TokenFailure::AccessRefused, why.into()));
         }
-        let (token, calm, now) = match self.mint.cached_azure_token(&request, who(caller), now) {
+        let (token, calm, now) = match self.mint.cached_azure_token(&request, requestor(caller), now) {
             Some(Fresh { token, calm }) => (token, Some(calm), now),
             None => {
-                let made = self.mint.azure_token(&request, who(caller), left(deadline)).await;
-                (self.made(Cloud::Azure, caller, made)?, None, Now::read())
+                let made = self.mint.azure_token(&request, requestor(caller), time_left(deadline)).await;
+                (self.minted(Cloud::Azure, caller, made)?, None, Now::read())
             }
         };
         let reply = self.give_azure(caller, ask, &request.resource, &token, now);
-        let given = || Given::Azure(ask.clone(), request.resource, Arc::downgrade(&token));
+        let given = || ServedToken::Azure(ask.clone(), request.resource, Arc::downgrade(&token));
         Ok(TokenReply { reply, again: calm.map(|calm| (given(), calm)) })
     }
 
@@ -135,8 +136,13 @@ impl Server {
         metadata::azure_token_reply(ask, token, now)
     }
 
-    /// What the mint made; a refusal is also shown on the terminal.
-    fn made<T>(&self, cloud: Cloud, caller: &Caller, made: Result<T, MintFailure>) -> Result<T, No> {
+    /// The mint's result; also shows a refusal on the terminal.
+    fn minted<T>(
+        &self,
+        cloud: Cloud,
+        caller: &Caller,
+        made: Result<T, MintFailure>,
+    ) -> Result<T, TokenRefusal> {
         match made {
             Ok(token) => {
                 self.refusals.over(cloud);
@@ -144,14 +150,17 @@ impl Server {
             }
             Err(MintFailure::Refused(why)) => {
                 self.refusals.tell(cloud, &caller.name(), &why);
-                Err(No(TokenFailure::AccessRefused, why))
+                Err(TokenRefusal(TokenFailure::AccessRefused, why))
             }
-            Err(MintFailure::Transient(why)) => Err(No(TokenFailure::Transient, why)),
-            Err(MintFailure::Slow) => Err(No(TokenFailure::Transient, SLOW.into())),
+            Err(MintFailure::Transient(why)) => Err(TokenRefusal(TokenFailure::Transient, why)),
+            Err(MintFailure::Slow) => Err(TokenRefusal(TokenFailure::Transient, SLOW.into())),
         }
     }
 }
 
-fn has_none(identity: &Identity, cloud: Cloud) -> No {
-    No(TokenFailure::AccessRefused, format!("identity {} has nothing on {cloud}", identity.name).into())
+fn not_on_cloud(identity: &Identity, cloud: Cloud) -> TokenRefusal {
+    TokenRefusal(
+        TokenFailure::AccessRefused,
+        format!("identity {} has nothing on {cloud}", identity.name).into(),
+    )
 }

@@ -71,12 +71,13 @@ impl Server {
         request: Request<Incoming>,
         entrance: Arc<LoopbackCallers>,
     ) -> Result<Response<Full<Bytes>>, LeaseEnded> {
-        let came = Now::read();
-        let deadline = came.mono + HOLD;
+        let arrived = Now::read();
+        let deadline = arrived.mono + HOLD;
         let (head, _) = request.into_parts();
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
-        let Some((caller, secret, target)) = self.entered(&entrance, target, deadline).await else {
-            // The same on every path: nothing is learnt about what is behind a secret, and no status is a success.
+        let Some((caller, secret, target)) = self.identify(&entrance, target, deadline).await else {
+            // The same reply on every path, and never a success: a caller learns nothing about the paths
+            // behind a secret.
             let reply =
                 metadata::failure_reply(Service::Google, TokenFailure::IdentityRefused, "no such path");
             return Ok(respond(reply));
@@ -86,25 +87,25 @@ impl Server {
         }
         let host = head.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok());
         let host = head.uri.authority().map(|named| named.as_str()).or(host);
-        let asked = RequestHead {
+        let request_head = RequestHead {
             method: &head.method,
             target,
             host,
             headers: &head.headers,
             entered: secret.map_or(Entered::Open, Entered::Secret),
-            // Only the lease of a container can have been waited for.
-            now: if matches!(*entrance, LoopbackCallers::Leases(_)) { Now::read() } else { came },
+            // Only a container's request may have waited, for its lease.
+            now: if matches!(*entrance, LoopbackCallers::Leases(_)) { Now::read() } else { arrived },
         };
-        let mut reply = self.answer(caller, &asked, deadline).await?;
+        let mut reply = self.answer(caller, &request_head, deadline).await?;
         if let Some(secret) = secret {
-            stay_under(secret, reply.headers_mut());
+            keep_secret_in_redirect(secret, reply.headers_mut());
         }
         Ok(reply)
     }
 
     /// The caller, the secret in `target` and the rest of `target`. `None` if the secret is unknown or its
     /// lease has ended: the caller must not learn which.
-    async fn entered<'a>(
+    async fn identify<'a>(
         &self,
         entrance: &LoopbackCallers,
         target: &'a str,
@@ -138,8 +139,9 @@ pub(crate) fn under<'a>(capability: &Secret<String>, target: &'a str) -> Option<
     capability.is(given).then_some((given, if rest.is_empty() { "/" } else { rest }))
 }
 
-/// Adds the secret to a redirect's path, so that the caller can follow it. The caller has sent it already.
-fn stay_under(secret: &str, headers: &mut HeaderMap) {
+/// Adds the secret to a redirect's path, so that the caller can follow it. The caller has sent the secret
+/// itself.
+fn keep_secret_in_redirect(secret: &str, headers: &mut HeaderMap) {
     let location = headers.get(hyper::header::LOCATION).and_then(|location| location.to_str().ok());
     let Some((host, path)) = location.and_then(|at| at.strip_prefix("http://")?.split_once('/')) else {
         return;

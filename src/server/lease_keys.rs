@@ -1,5 +1,5 @@
-//! A key for each lease, by which its container's tokens of IMDSv2 are known. All are made of one random key of
-//! the session, so that a view that is made again has the same one.
+//! A key for each lease, by which the server recognises the IMDSv2 tokens of its container. All keys are
+//! derived from one random key of the session, so that a view that is made again has the same key.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::secret::Secret;
 pub(super) struct LeaseKeys(Option<Secret<[u8; 32]>>);
 
 impl LeaseKeys {
-    /// Gives no keys if the system has no randomness.
+    /// There are no keys if the system has no randomness.
     pub(super) fn random() -> Self {
         let mut bytes = [0; 32];
         let filled = SystemRandom::new().fill(&mut bytes);

@@ -1,5 +1,5 @@
-//! From a request to its answer: identifies the caller, runs one step of the protocol, gets a token where one
-//! is needed, and checks the lease again before any byte goes out.
+//! Answers requests: identifies the caller, runs one step of the protocol, gets a token if one is needed, and
+//! checks the lease again before any byte goes out.
 //!
 //! Requests come through the relay's tunnel (callers are containers) or through a loopback listener
 //! (`entrance`: programs with the capability of `serve --listen`, or containers on the host's network with
@@ -56,7 +56,7 @@ use views::Views;
 /// retry.
 const HOLD: Duration = Duration::from_secs(2);
 
-/// Views of ended leases that may be left over until another is made.
+/// How many views of ended leases may always be left over; see [`Server::view`].
 const STALE_VIEWS: usize = 4;
 
 /// The host's end of one relay's tunnel.
@@ -64,15 +64,15 @@ const STALE_VIEWS: usize = 4;
 pub struct TunnelEnd {
     /// The relay's own address, from which its probe comes.
     pub relay: Ipv4Addr,
-    /// The addresses of the containers on its network; `None` if the relay compares them itself.
+    /// The addresses of the containers on its network; `None` if the relay itself checks them.
     pub range: Option<Pool>,
-    /// Where the relay listens, by its own word.
+    /// Where the relay listens, as it reports.
     pub listening: Listening,
 }
 
 impl TunnelEnd {
-    /// Whether a caller of this address can be on the relay's network. Leases of the loopback range belong to
-    /// the paths of `network.host_loopback`; no network caller has such an address.
+    /// Whether a caller with this address can be on the relay's network. Leases at loopback addresses belong
+    /// to the paths of `network.host_loopback`; no caller on a network has such an address.
     fn serves(&self, from: Ipv4Addr) -> bool {
         from == self.relay || (!from.is_loopback() && self.range.is_none_or(|range| range.contains(from)))
     }
@@ -85,7 +85,7 @@ pub struct Server {
     mint: Arc<Mint>,
     views: Views,
     refusals: Refusals,
-    made: Mutex<HashMap<u64, Made>>,
+    made: Mutex<HashMap<u64, CallerCache>>,
     recorder: Recorder,
     rates: Rates,
     lease_keys: LeaseKeys,
@@ -93,10 +93,10 @@ pub struct Server {
     local: Issued,
 }
 
-/// What was made for one caller, by [`Caller::key`].
+/// What the server keeps for one caller, under its [`Caller::key`].
 #[derive(Debug)]
-struct Made {
-    /// Made from the source's principal at that time.
+struct CallerCache {
+    /// CallerCache from the source's principal at that time.
     view: Arc<View>,
     last: Option<LastRequest>,
 }
@@ -165,8 +165,9 @@ impl Server {
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
         let mut reply = match from {
             Some(_) if headers.contains_key(OWN_SOURCE) => own_source(target),
-            // A lease belongs to one network: on another one its address is forged, or a stranger's.
-            Some(from) if !end.serves(from) => unknown(target, "no container has this address"),
+            // A lease belongs to one network: on another one, a caller with its address forged it or is a
+            // stranger.
+            Some(from) if !end.serves(from) => unknown_caller(target, "no container has this address"),
             Some(from) => {
                 if from == end.relay {
                     end.listening.open(from);
@@ -174,7 +175,7 @@ impl Server {
                 let from = (from, from == end.relay);
                 self.answer_container(from, &head.method, target, host.as_ref(), &headers, now).await?
             }
-            None => unknown(target, "the relay did not say who called"),
+            None => unknown_caller(target, "the relay did not say who called"),
         };
         if reply.headers_mut().remove(hyper::header::CONNECTION).is_some() {
             // HTTP/2 has no `Connection` header; the relay restores it.
@@ -194,9 +195,9 @@ impl Server {
         target: &str,
         host: Option<&HeaderValue>,
         headers: &HeaderMap,
-        came: Now,
+        arrived: Now,
     ) -> Result<Response<Full<Bytes>>, LeaseEnded> {
-        let (deadline, mut now) = (came.mono + HOLD, came);
+        let (deadline, mut now) = (arrived.mono + HOLD, arrived);
         let caller = if is_relay {
             Caller::Relay
         } else {
@@ -217,7 +218,7 @@ impl Server {
                         "any",
                         "nobody with a lease is there",
                     );
-                    return Ok(unknown(target, why));
+                    return Ok(unknown_caller(target, why));
                 }
             }
         };
@@ -233,10 +234,10 @@ impl Server {
         deadline: Instant,
     ) -> Result<Response<Full<Bytes>>, LeaseEnded> {
         let generation = self.mint.generation();
-        let (route, reply) = match self.again(&caller, head, generation) {
+        let (route, reply) = match self.answer_repeat(&caller, head, generation) {
             Some(reply) => (RouteLabel::Token, reply),
             None => {
-                let (route, answer) = self.read(&caller, head, deadline).await;
+                let (route, answer) = self.run_step(&caller, head, deadline).await;
                 if let Some(again) = answer.again {
                     self.remember(&caller, head, generation, again);
                 }
@@ -250,7 +251,7 @@ impl Server {
         if valid { Ok(respond(reply)) } else { Err(LeaseEnded) }
     }
 
-    async fn read(
+    async fn run_step(
         &self,
         caller: &Caller,
         head: &RequestHead<'_>,
@@ -258,7 +259,7 @@ impl Server {
     ) -> (RouteLabel, TokenReply) {
         let now = head.now;
         match metadata::step(head, &self.view(caller)) {
-            Step::Reply(reply) => (RouteLabel::Metadata, self.guarded(caller, reply).into()),
+            Step::Reply(reply) => (RouteLabel::Metadata, self.record_guard_refusal(caller, reply).into()),
             Step::Access(ask) => (RouteLabel::Token, self.answer_token(caller, &ask, now, deadline).await),
             Step::Identity(ask) => {
                 (RouteLabel::Identity, self.answer_identity(caller, &ask, now, deadline).await.into())
@@ -269,7 +270,7 @@ impl Server {
         }
     }
 
-    /// The caller's view. Made once per lease, and again when the source's principal has changed.
+    /// The caller's view. CallerCache once per lease, and again when the source's principal has changed.
     fn view(&self, caller: &Caller) -> Arc<View> {
         let (Some(key), Some((identity, _))) = (caller.key(), caller.granted()) else {
             return Arc::new(self.views.nobody());
@@ -277,12 +278,12 @@ impl Server {
         let principal = self.mint.principal();
         let azure = identity.azure.as_ref().map(|_| self.mint.azure_principal()).unwrap_or_default();
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Made { view, .. }) = made.get(&key)
+        if let Some(CallerCache { view, .. }) = made.get(&key)
             && self.views.is_current(view, identity, &principal, &azure)
         {
             return view.clone();
         }
-        // Views of ended leases go when they are more than those of live ones: each is about a kilobyte.
+        // Removes views of ended leases once they outnumber those of live leases: each is about a kilobyte.
         if made.len() >= STALE_VIEWS && !made.contains_key(&key) {
             let live: HashSet<u64> = self.reader.leases().iter().map(Lease::epoch).collect();
             if made.len() >= STALE_VIEWS + live.len() * 2 {
@@ -301,7 +302,7 @@ impl Server {
         };
         self.views.add_clouds(&mut view, identity, grant, &azure, self.lease_keys.of(key, address));
         let view = Arc::new(view);
-        made.insert(key, Made { view: view.clone(), last: None });
+        made.insert(key, CallerCache { view: view.clone(), last: None });
         view
     }
 
@@ -340,7 +341,7 @@ fn own_source(target: &str) -> Response<Full<Bytes>> {
 }
 
 /// The reply to a caller without a lease, in the form of the cloud that it asks.
-fn unknown(target: &str, why: &str) -> Response<Full<Bytes>> {
+fn unknown_caller(target: &str, why: &str) -> Response<Full<Bytes>> {
     respond(metadata::failure_reply(Service::of(target), TokenFailure::UnknownCaller, why))
 }
 

@@ -15,7 +15,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 pub(super) struct Rates(Mutex<HashMap<String, (Instant, u32)>>);
 
 impl Rates {
-    /// Counts one request. If the identity's limit for this minute is exceeded, returns how long the minute still is.
+    /// Counts one request. If the identity's limit for this minute is exceeded, returns how long the minute
+    /// still lasts.
     pub(super) fn admit(&self, identity: &Identity, now: Instant) -> Result<(), Duration> {
         let Some(rate) = identity.rate else { return Ok(()) };
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -33,7 +34,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn identities_have_their_own_minutes() {
+    async fn each_identity_has_a_rate_limit_of_its_own() {
         let rates = Rates::default();
         let admit = |identity| rates.admit(identity, Instant::now());
         let two = Identity { rate: Some(2), ..Identity::default() };

@@ -6,11 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use crate::cloud::Cloud;
 use crate::console::{Console, Line};
 
-/// Reasons shown of one cloud. More are not: some name the resource, which a container chose, and one that asks for
-/// ever new ones must fill neither terminal nor memory.
+/// How many reasons are shown for one cloud. Some name the resource, which a container chose: one that keeps
+/// asking for new resources must fill neither the terminal nor the memory.
 const MOST: usize = 32;
 
-/// Shows each reason once, and again only after a token of the same cloud was minted in between: clients retry.
+/// Shows each reason once, and again only after a token of the same cloud was minted: clients retry.
 #[derive(Debug)]
 pub(super) struct Refusals {
     console: Console,
@@ -23,15 +23,15 @@ impl Refusals {
     }
 
     /// `why` comes from the source.
-    pub(super) fn tell(&self, cloud: Cloud, whom: &str, why: &str) {
+    pub(super) fn tell(&self, cloud: Cloud, caller: &str, why: &str) {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let said = said.entry(cloud).or_default();
         if said.len() < MOST && said.insert(why.to_owned()) {
-            self.console.say(Line::Refused { what: &format!("a token for {whom}"), why });
+            self.console.say(Line::Refused { what: &format!("a token for {caller}"), why });
         }
     }
 
-    /// A token of `cloud` was minted: every reason of it may be shown again.
+    /// A token of `cloud` was minted, so every reason for that cloud may be shown again.
     pub(super) fn over(&self, cloud: Cloud) {
         self.said.lock().unwrap_or_else(PoisonError::into_inner).remove(&cloud);
     }

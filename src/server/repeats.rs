@@ -1,9 +1,11 @@
-//! Recognises the request that a caller sent last, and gives it the same token without reading the request again.
+//! Recognises a repetition of a caller's last request, and answers it with the same token without reading it
+//! again.
 //!
-//! A request that is the same in every byte, of the same lease, leads to the same token as long as the mint's
-//! generation and the second of the clock stay the same; nothing else is an input of the protocol. So what is left
-//! out is only what was decided from those. The caller is still found by its address, and its rate, the record of
-//! its tokens, the metrics and the last look at its lease are the same as at any request.
+//! A request that is the same in every byte, under the same lease, leads to the same token as long as the
+//! mint's generation and the second of the clock stay the same; the protocol has no other input. So a
+//! repetition skips only what those determine. As for any request, the server finds the caller by its
+//! address, applies its rate, records its tokens, counts the request in the metrics and checks the lease at
+//! the end.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, Weak};
@@ -15,7 +17,7 @@ use crate::metadata::{AccessAsk, AwsAsk, AzureAsk, Entered, Reply, RequestHead};
 use crate::secret::Secret;
 use crate::token::{AccessToken, AwsSession, AzureToken, Deadline, Now, Scopes};
 
-/// Longer heads are read each time; those of the client libraries have 200 to 700 bytes.
+/// Longer heads are read each time. The heads of client libraries have 200 to 700 bytes.
 const LONGEST: usize = 1024;
 
 /// The answer to a request for a token.
@@ -23,7 +25,7 @@ const LONGEST: usize = 1024;
 pub(super) struct TokenReply {
     pub(super) reply: Reply,
     /// For [`Server::remember`]; `None` if the token did not come from the cache.
-    pub(super) again: Option<(Given, Deadline)>,
+    pub(super) again: Option<(ServedToken, Deadline)>,
 }
 
 impl From<Reply> for TokenReply {
@@ -32,12 +34,13 @@ impl From<Reply> for TokenReply {
     }
 }
 
-/// Which token answered a request, and in which form. Does not keep the token: it is overwritten when it is forgotten.
+/// Which token answered a request, and in which form. Does not keep the token alive: it is overwritten when
+/// the mint forgets it.
 #[derive(Debug)]
-pub(super) enum Given {
+pub(super) enum ServedToken {
     Access(AccessAsk, Scopes, Weak<AccessToken>),
     Aws(AwsAsk, Weak<AwsSession>),
-    /// The resource without a slash at its end.
+    /// The resource without a trailing slash.
     Azure(AzureAsk, String, Weak<AzureToken>),
 }
 
@@ -49,13 +52,13 @@ pub(super) struct LastRequest {
     at: Now,
     /// From then on a renewal may be due.
     calm: Deadline,
-    given: Arc<Given>,
+    given: Arc<ServedToken>,
 }
 
 impl LastRequest {
     fn is(&self, head: &RequestHead<'_>, generation: u64) -> bool {
         let now = head.now;
-        // The wall clock may be set back to the same second later.
+        // The wall clock may later be set back to the same second.
         let same_second = seconds(now) == seconds(self.at)
             && now.mono.saturating_duration_since(self.at.mono) < Duration::from_secs(1);
         same_second && generation == self.generation && !self.calm.is_over(now) && self.head.is(head)
@@ -67,13 +70,13 @@ fn seconds(at: Now) -> u64 {
 }
 
 impl Server {
-    /// Remembers what answered `head`. `generation` was read before `head` was.
+    /// Remembers what answered `head`. `generation` must be from before the answer was made.
     pub(super) fn remember(
         &self,
         caller: &Caller,
         head: &RequestHead<'_>,
         generation: u64,
-        (given, calm): (Given, Deadline),
+        (given, calm): (ServedToken, Deadline),
     ) {
         let (Some(key), Some(seen)) = (caller.key(), SeenHead::of(head)) else { return };
         let last = LastRequest { head: seen, generation, at: head.now, calm, given: Arc::new(given) };
@@ -83,8 +86,13 @@ impl Server {
         }
     }
 
-    /// The reply to a request that is the caller's last one again; `None`: read it.
-    pub(super) fn again(&self, caller: &Caller, head: &RequestHead<'_>, generation: u64) -> Option<Reply> {
+    /// The reply to a request that repeats the caller's last one; `None` if the request has to be read.
+    pub(super) fn answer_repeat(
+        &self,
+        caller: &Caller,
+        head: &RequestHead<'_>,
+        generation: u64,
+    ) -> Option<Reply> {
         let given = {
             let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
             let last = made.get(&caller.key()?)?.last.as_ref()?;
@@ -92,33 +100,34 @@ impl Server {
         };
         let now = head.now;
         match &*given {
-            Given::Access(ask, scopes, token) => {
+            ServedToken::Access(ask, scopes, token) => {
                 let token = token.upgrade()?;
-                self.admits(caller, now)?;
+                self.count_request(caller, now)?;
                 Some(self.give_access(caller, ask, scopes, &token, now))
             }
-            Given::Aws(ask, session) => {
+            ServedToken::Aws(ask, session) => {
                 let session = session.upgrade()?;
-                self.admits(caller, now)?;
+                self.count_request(caller, now)?;
                 Some(self.give_aws(caller, ask, &session, now))
             }
-            Given::Azure(ask, resource, token) => {
+            ServedToken::Azure(ask, resource, token) => {
                 let token = token.upgrade()?;
-                self.admits(caller, now)?;
+                self.count_request(caller, now)?;
                 Some(self.give_azure(caller, ask, resource, &token, now))
             }
         }
     }
 
-    /// Counts the request. One beyond the rate is then read and refused as any other; that it is counted twice
-    /// changes nothing any more.
-    fn admits(&self, caller: &Caller, now: Now) -> Option<()> {
+    /// Counts the request. `None` if it exceeds the rate: it is then read and refused like any other. This
+    /// counts it twice, which no longer makes a difference.
+    fn count_request(&self, caller: &Caller, now: Now) -> Option<()> {
         let (identity, _) = caller.granted()?;
         self.rates.admit(identity, now.mono).ok()
     }
 }
 
-/// The bytes of a request head, each part after its length: entrance, method, target, host, headers in their order.
+/// The bytes of a request head, each part preceded by its length: entrance, method, target, host, headers in
+/// order.
 struct SeenHead(Secret<Vec<u8>>);
 
 impl SeenHead {
@@ -129,7 +138,7 @@ impl SeenHead {
         if length > LONGEST {
             return None;
         }
-        // With room for all, because a vector that grows leaves a copy of its bytes behind.
+        // Allocated at full size, because a vector that grows leaves a copy of its bytes in memory.
         let mut bytes = Vec::with_capacity(length);
         each_part(head, |part| {
             bytes.extend(length_of(part));
@@ -138,7 +147,8 @@ impl SeenHead {
         Some(Self(Secret::new(bytes)))
     }
 
-    /// Whether this is the head. How long that takes says nothing of where they differ: a head may hold a secret.
+    /// Whether this is the same head. The time it takes does not tell where heads differ, which may be in a
+    /// secret.
     fn is(&self, head: &RequestHead<'_>) -> bool {
         let mut rest = Some(self.0.expose().as_slice());
         let mut differences = 0;
@@ -160,7 +170,7 @@ impl fmt::Debug for SeenHead {
     }
 }
 
-/// Of parts that are longer than this can say, a head is too long to be kept.
+/// If a part's length does not fit into two bytes, its head is too long to be kept.
 fn length_of(part: &[u8]) -> [u8; 2] {
     u16::try_from(part.len()).unwrap_or(u16::MAX).to_ne_bytes()
 }
@@ -175,7 +185,7 @@ fn each_part<'a>(head: &RequestHead<'a>, mut see: impl FnMut(&'a [u8])) {
     see(secret.as_bytes());
     see(head.method.as_str().as_bytes());
     see(head.target.as_bytes());
-    // A request without a host is another one than with an empty one.
+    // A request without a host differs from one with an empty host.
     see(if head.host.is_some() { b"host" } else { b"" });
     see(head.host.unwrap_or_default().as_bytes());
     for (name, value) in head.headers {
@@ -184,7 +194,7 @@ fn each_part<'a>(head: &RequestHead<'a>, mut see: impl FnMut(&'a [u8])) {
     }
 }
 
-/// Zero if these are the same; both have the same length.
+/// Zero if the two are the same; they must have the same length.
 fn difference(one: &[u8], other: &[u8]) -> u64 {
     let ((ones, one), (others, other)) = (one.as_chunks::<8>(), other.as_chunks::<8>());
     let mut found = 0;
@@ -235,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_the_same_in_every_byte_or_another() {
+    fn a_head_matches_only_if_every_byte_is_the_same() {
         let now = Now::read();
         let seen = asked(|_| {});
         let seen = SeenHead::of(&seen.head(now)).unwrap();
@@ -263,7 +273,7 @@ mod tests {
             assert!(!seen.is(&other.head(now)), "{number}");
             assert!(SeenHead::of(&other.head(now)).unwrap().is(&other.head(now)), "{number}");
         }
-        // The lengths keep apart what a row of the same bytes would not.
+        // Without the lengths, these two heads would be the same bytes.
         let two = |one: &'static str, other: &'static str| {
             asked(|asked| {
                 asked.headers.clear();
@@ -287,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_the_last_one_within_its_second_alone() {
+    fn a_request_counts_as_repeated_only_within_its_second() {
         let wall = UNIX_EPOCH + Duration::from_millis(1_800_000_000_400);
         let at = Now { wall, mono: Now::read().mono };
         let ask = asked(|_| {});
@@ -296,7 +306,7 @@ mod tests {
             generation: 7,
             at,
             calm: Deadline::after(at, Duration::from_millis(calm)),
-            given: Arc::new(Given::Aws(
+            given: Arc::new(ServedToken::Aws(
                 AwsAsk { service: crate::metadata::Service::AwsImds, role_arn: None, account: None },
                 Weak::new(),
             )),

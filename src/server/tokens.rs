@@ -1,11 +1,12 @@
-//! Which tokens of Google a caller may have (scopes, audience, rate), and what is recorded of them.
+//! Which Google tokens a caller may have (scopes, audience, rate), and their records in audit log and
+//! metrics.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::repeats::{Given, TokenReply};
+use super::repeats::{ServedToken, TokenReply};
 use super::{Caller, Server};
 use crate::cloud::Cloud;
 use crate::failure::Reason;
@@ -20,7 +21,7 @@ pub(super) const SLOW: &str = "the token is still being minted: ask again";
 
 /// Why a caller gets no token.
 #[derive(Debug)]
-pub(super) struct No(pub(super) TokenFailure, pub(super) Reason);
+pub(super) struct TokenRefusal(pub(super) TokenFailure, pub(super) Reason);
 
 impl Server {
     pub(super) async fn answer_token(
@@ -55,42 +56,42 @@ impl Server {
         ask: &AccessAsk,
         now: Now,
         deadline: Instant,
-    ) -> Result<TokenReply, No> {
-        let (identity, container) = caller.granted().ok_or_else(nobody)?;
+    ) -> Result<TokenReply, TokenRefusal> {
+        let (identity, container) = caller.granted().ok_or_else(relay_has_no_identity)?;
         self.rates
             .admit(identity, now.mono)
-            .map_err(|left| No(TokenFailure::TooMany, too_many(identity, left)))?;
+            .map_err(|left| TokenRefusal(TokenFailure::TooMany, rate_exceeded(identity, left)))?;
         let scopes = match &ask.scopes {
-            Some(asked) if ask.enforced => exactly(identity, asked),
-            asked => effective(identity, asked.as_ref()),
+            Some(asked) if ask.enforced => exact_scopes(identity, asked),
+            asked => effective_scopes(identity, asked.as_ref()),
         };
-        let scopes = scopes.map_err(|why| No(TokenFailure::AccessRefused, why.into()))?;
+        let scopes = scopes.map_err(|why| TokenRefusal(TokenFailure::AccessRefused, why.into()))?;
         let mut request = self.mint.request(identity, container, Some(scopes));
         request.service_account.clone_from(&ask.account.service_account);
         // Saves an upstream call whose token would be refused; the check of the token below decides.
         if ask.enforced && !self.mint.narrows(&request) {
-            return Err(No(TokenFailure::AccessRefused, self.unnarrowed(&request.scopes).into()));
+            return Err(TokenRefusal(TokenFailure::AccessRefused, self.unnarrowed(&request.scopes).into()));
         }
-        let (token, calm, now) = match self.mint.cached(&request, who(caller), now) {
+        let (token, calm, now) = match self.mint.cached(&request, requestor(caller), now) {
             Some(Fresh { token, calm }) => (token, Some(calm), now),
-            None => match self.mint.access(&request, who(caller), left(deadline)).await {
+            None => match self.mint.access(&request, requestor(caller), time_left(deadline)).await {
                 Ok(token) => {
                     self.refusals.over(Cloud::Google);
                     (token, None, Now::read())
                 }
                 Err(MintFailure::Refused(why)) => {
                     self.refusals.tell(Cloud::Google, &caller.name(), &why);
-                    return Err(No(TokenFailure::AccessRefused, why));
+                    return Err(TokenRefusal(TokenFailure::AccessRefused, why));
                 }
-                Err(MintFailure::Transient(why)) => return Err(No(TokenFailure::Transient, why)),
-                Err(MintFailure::Slow) => return Err(No(TokenFailure::Transient, SLOW.into())),
+                Err(MintFailure::Transient(why)) => return Err(TokenRefusal(TokenFailure::Transient, why)),
+                Err(MintFailure::Slow) => return Err(TokenRefusal(TokenFailure::Transient, SLOW.into())),
             },
         };
         if ask.enforced && token.scopes != request.scopes {
-            return Err(No(TokenFailure::AccessRefused, self.unnarrowed(&request.scopes).into()));
+            return Err(TokenRefusal(TokenFailure::AccessRefused, self.unnarrowed(&request.scopes).into()));
         }
         let reply = self.give_access(caller, ask, &request.scopes, &token, now);
-        let given = || Given::Access(ask.clone(), request.scopes, Arc::downgrade(&token));
+        let given = || ServedToken::Access(ask.clone(), request.scopes, Arc::downgrade(&token));
         Ok(TokenReply { reply, again: calm.map(|calm| (given(), calm)) })
     }
 
@@ -106,7 +107,7 @@ impl Server {
         metadata::access_reply(ask, token, now)
     }
 
-    /// The reason for a refusal: the credential yields tokens, but of scopes that were fixed elsewhere.
+    /// The reason for a refusal: the credential yields tokens, but with scopes that are fixed elsewhere.
     fn unnarrowed(&self, scopes: &Scopes) -> String {
         format!(
             "the credential of this host ({}) gives no token of exactly {scopes}; name a service account, with \
@@ -121,19 +122,19 @@ impl Server {
         ask: &IdentityAsk,
         now: Now,
         deadline: Instant,
-    ) -> Result<Reply, No> {
-        let (identity, container) = caller.granted().ok_or_else(nobody)?;
+    ) -> Result<Reply, TokenRefusal> {
+        let (identity, container) = caller.granted().ok_or_else(relay_has_no_identity)?;
         // Not a 429: here gcloud fails on any status but 404.
         self.rates
             .admit(identity, now.mono)
-            .map_err(|left| No(TokenFailure::IdentityRefused, too_many(identity, left)))?;
+            .map_err(|left| TokenRefusal(TokenFailure::IdentityRefused, rate_exceeded(identity, left)))?;
         if !identity.audiences.is_empty() && !identity.audiences.contains(&ask.audience) {
             let name = &identity.name;
             let why = format!(
                 "identity {name} (by {}) may not ask for this audience: add it to audiences in [identity.{name}]",
                 caller.by()
             );
-            return Err(No(TokenFailure::NotAllowedAudience, why.into()));
+            return Err(TokenRefusal(TokenFailure::NotAllowedAudience, why.into()));
         }
         if ask.full {
             let name = &identity.name;
@@ -141,7 +142,7 @@ impl Server {
                 let why = format!(
                     "identity {name} is strict, and only Google can sign details of an instance: ask without format=full"
                 );
-                return Err(No(TokenFailure::NotFull, why.into()));
+                return Err(TokenRefusal(TokenFailure::NotFull, why.into()));
             }
             tracing::info!(identity = name, "format=full: the token has no details of an instance");
         }
@@ -150,14 +151,13 @@ impl Server {
             audience: ask.audience.clone(),
             holder: self.mint.holder(identity, container),
         };
-        let token =
-            self.mint.identity(&request, who(caller), left(deadline)).await.map_err(
-                |failure| match failure {
-                    MintFailure::Refused(why) => No(TokenFailure::IdentityRefused, why),
-                    MintFailure::Transient(why) => No(TokenFailure::IdentityTransient, why),
-                    MintFailure::Slow => No(TokenFailure::IdentityTransient, SLOW.into()),
-                },
-            )?;
+        let token = self.mint.identity(&request, requestor(caller), time_left(deadline)).await.map_err(
+            |failure| match failure {
+                MintFailure::Refused(why) => TokenRefusal(TokenFailure::IdentityRefused, why),
+                MintFailure::Transient(why) => TokenRefusal(TokenFailure::IdentityTransient, why),
+                MintFailure::Slow => TokenRefusal(TokenFailure::IdentityTransient, SLOW.into()),
+            },
+        )?;
         self.hand_out(caller, &ask.account.email, For::Audience(&ask.audience), &token.about());
         Ok(metadata::identity_reply(&token))
     }
@@ -166,7 +166,7 @@ impl Server {
     /// has ended meanwhile: the token is not sent to it.
     pub(super) fn hand_out(&self, caller: &Caller, account: &str, asked: For<'_>, token: &HandedOut) {
         if caller.still_valid()
-            && let (Some(issued), Some(who)) = (self.issued(caller), who(caller))
+            && let (Some(issued), Some(who)) = (self.issued(caller), requestor(caller))
             && issued.add(*token)
         {
             self.recorder.handed_out(who, account, asked, token);
@@ -181,10 +181,10 @@ impl Server {
         }
     }
 
-    fn refuse(&self, caller: &Caller, audience: Option<&str>, no: &No) -> Reply {
-        let No(failure, why) = no;
+    fn refuse(&self, caller: &Caller, audience: Option<&str>, no: &TokenRefusal) -> Reply {
+        let TokenRefusal(failure, why) = no;
         let reply = metadata::failure_reply(Service::Google, *failure, why).after(why.pause);
-        if let Some(who) = who(caller) {
+        if let Some(who) = requestor(caller) {
             let status = reply.status.as_u16();
             match audience {
                 Some(audience) => self.recorder.refused_audience(who, status, audience, why),
@@ -194,13 +194,13 @@ impl Server {
         reply
     }
 
-    /// Records refusals by the protocol's guards; neither a missing key is one nor the answer to a client that looks
-    /// which cloud it is in.
-    pub(super) fn guarded(&self, caller: &Caller, reply: Reply) -> Reply {
+    /// Records the reply if the protocol's guards refused the request. The reply for a missing key is no such
+    /// refusal, and neither is that to a client that probes which cloud it is in.
+    pub(super) fn record_guard_refusal(&self, caller: &Caller, reply: Reply) -> Reply {
         let status = reply.status.as_u16();
         if matches!(status, 400 | 401 | 403 | 405)
             && !reply.probe
-            && let Some(who) = who(caller)
+            && let Some(who) = requestor(caller)
         {
             let why = reply.wrong.unwrap_or("the request is not one that may be answered");
             self.recorder.refused(who, status, "metadata", why);
@@ -209,23 +209,23 @@ impl Server {
     }
 }
 
-pub(super) fn nobody() -> No {
-    No(TokenFailure::UnknownCaller, "the relay has no identity".into())
+pub(super) fn relay_has_no_identity() -> TokenRefusal {
+    TokenRefusal(TokenFailure::UnknownCaller, "the relay has no identity".into())
 }
 
-/// `left`: until its next minute begins.
-pub(super) fn too_many(identity: &Identity, left: Duration) -> Reason {
+/// `left` is the time until the identity's next minute begins.
+pub(super) fn rate_exceeded(identity: &Identity, left: Duration) -> Reason {
     let rate = identity.rate.unwrap_or_default();
     let why =
         format!("identity {} has used its {rate} requests of this minute: ask again later", identity.name);
     Reason::from(why).after(Some(left))
 }
 
-pub(super) fn left(deadline: Instant) -> Duration {
+pub(super) fn time_left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
-pub(super) fn who(caller: &Caller) -> Option<Requestor<'_>> {
+pub(super) fn requestor(caller: &Caller) -> Option<Requestor<'_>> {
     match caller {
         Caller::Container(lease) => Some(Requestor::Container(lease.grant())),
         Caller::Local(identity) => Some(Requestor::Local(identity)),
@@ -235,7 +235,7 @@ pub(super) fn who(caller: &Caller) -> Option<Requestor<'_>> {
 
 /// Decision 15. Clients request narrow and differing scopes, which the real server ignores. So scopes outside
 /// the identity are left out; if none is left, the token has all scopes of the identity.
-fn effective(identity: &Identity, asked: Option<&Scopes>) -> Result<Scopes, String> {
+fn effective_scopes(identity: &Identity, asked: Option<&Scopes>) -> Result<Scopes, String> {
     let own = &identity.scopes;
     let Some(asked) = asked.filter(|asked| !asked.is_empty() && !asked.contains(CLOUD_PLATFORM)) else {
         return Ok(own.clone());
@@ -255,7 +255,7 @@ fn effective(identity: &Identity, asked: Option<&Scopes>) -> Result<Scopes, Stri
 
 /// With `enforce_scopes` the caller relies on a token of exactly these scopes, so none is left out or
 /// replaced.
-fn exactly(identity: &Identity, asked: &Scopes) -> Result<Scopes, String> {
+fn exact_scopes(identity: &Identity, asked: &Scopes) -> Result<Scopes, String> {
     match asked.iter().find(|scope| !identity.scopes.allow(scope)) {
         None => Ok(asked.least()),
         Some(outside) => Err(format!(
@@ -277,14 +277,14 @@ mod tests {
     #[test]
     fn scopes_are_narrowed_never_widened() {
         let own = identity("a b", false);
-        let asked = |list: &str| effective(&own, Some(&Scopes::parse(list))).unwrap().to_string();
-        assert_eq!(effective(&own, None).unwrap().to_string(), "a b");
+        let asked = |list: &str| effective_scopes(&own, Some(&Scopes::parse(list))).unwrap().to_string();
+        assert_eq!(effective_scopes(&own, None).unwrap().to_string(), "a b");
         assert_eq!(asked("b c"), "b");
         assert_eq!(asked("c"), "a b");
         assert_eq!(asked(&format!("b,{CLOUD_PLATFORM}")), "a b");
         let strict = identity("a b", true);
-        assert!(effective(&strict, Some(&Scopes::parse("a c"))).unwrap_err().contains("scope c"));
-        assert_eq!(effective(&strict, Some(&Scopes::parse("a"))).unwrap().to_string(), "a");
+        assert!(effective_scopes(&strict, Some(&Scopes::parse("a c"))).unwrap_err().contains("scope c"));
+        assert_eq!(effective_scopes(&strict, Some(&Scopes::parse("a"))).unwrap().to_string(), "a");
     }
 
     #[test]
@@ -293,7 +293,8 @@ mod tests {
         let (bigquery, drive) = (scope("bigquery"), scope("drive"));
         for strict in [false, true] {
             let whole = identity(CLOUD_PLATFORM, strict);
-            let asked = |list: &str| exactly(&whole, &Scopes::parse(list)).map(|given| given.to_string());
+            let asked =
+                |list: &str| exact_scopes(&whole, &Scopes::parse(list)).map(|given| given.to_string());
             assert_eq!(asked(&bigquery).unwrap(), bigquery);
             assert_eq!(asked(&format!("{bigquery},{CLOUD_PLATFORM}")).unwrap(), CLOUD_PLATFORM);
             let why = asked(&format!("{bigquery},{drive}")).unwrap_err();
@@ -302,7 +303,7 @@ mod tests {
                 "{why}"
             );
             let own = identity(&format!("{bigquery} {drive}"), strict);
-            let asked = |list: &str| exactly(&own, &Scopes::parse(list)).map(|given| given.to_string());
+            let asked = |list: &str| exact_scopes(&own, &Scopes::parse(list)).map(|given| given.to_string());
             assert_eq!(asked(&drive).unwrap(), drive);
             assert!(asked(CLOUD_PLATFORM).unwrap_err().contains(CLOUD_PLATFORM));
             assert!(asked(&scope("bigquery.readonly")).is_err());

@@ -19,13 +19,13 @@ const UNKNOWN_ACCOUNT: &str = "unknown@kfp-creds.invalid";
 /// Stands in for a project that neither config nor source names.
 pub const UNKNOWN_PROJECT: &str = "unknown-project";
 
-/// `[aws]`, as far as containers see it.
+/// The part of `[aws]` that containers see.
 #[derive(Clone, Debug, Default)]
 pub struct AwsFacts {
     pub region: Option<String>,
 }
 
-/// `[azure]`, as far as containers see it. What is `None` may be known to the source.
+/// The part of `[azure]` that containers see. The source may know what is `None` here.
 #[derive(Clone, Debug, Default)]
 pub struct AzureFacts {
     pub tenant: Option<String>,
@@ -40,7 +40,7 @@ pub struct Views {
     /// From the config only; takes precedence over the source's.
     pub project: Option<String>,
     pub email: Option<String>,
-    /// The range of the second network, whose relay has an address of it.
+    /// The range of the second network; its relay has an address in this range.
     pub pool: Option<Pool>,
     /// Whether each container has its own network and reaches the relay at an address of that network.
     pub cells: bool,
@@ -56,7 +56,7 @@ impl Views {
     /// The view of the container of `grant`, at its address.
     pub fn of(&self, grant: &Grant, address: Ipv4Addr, principal: &Principal) -> View {
         let id = grant.container.as_str();
-        // Fifteen hex digits fit every signed 64-bit integer a client may parse the id into.
+        // Clients may parse the id as a signed 64-bit integer, into which fifteen hex digits always fit.
         let number = u64::from_str_radix(&id[..15], 16).unwrap_or_default();
         let name = grant.task.name.clone().unwrap_or_else(|| grant.container.short().to_string());
         let hosts = match (&self.loopback, self.cells) {
@@ -133,13 +133,13 @@ impl Views {
     /// The principal of `identity`: its own, else that of the config, else that of the source.
     fn client_id<'a>(&'a self, identity: &'a Identity, principal: &'a AzurePrincipal) -> Option<&'a str> {
         let own = identity.azure.as_ref().and_then(|azure| azure.client_id.as_deref());
-        let told = self.azure.as_ref().and_then(|facts| facts.client_id.as_deref());
-        own.or(told).or(principal.client_id.as_deref())
+        let configured = self.azure.as_ref().and_then(|facts| facts.client_id.as_deref());
+        own.or(configured).or(principal.client_id.as_deref())
     }
 
     fn tenant<'a>(&'a self, principal: &'a AzurePrincipal) -> Option<&'a str> {
-        let told = self.azure.as_ref().and_then(|facts| facts.tenant.as_deref());
-        told.or(principal.tenant.as_deref())
+        let configured = self.azure.as_ref().and_then(|facts| facts.tenant.as_deref());
+        configured.or(principal.tenant.as_deref())
     }
 
     /// The view of the relay's own probe: no accounts.

@@ -1,5 +1,5 @@
-//! The direction of imports, one owner for each foreign crate, and the budgets of rooms, held by a test.
-//! A tripwire, not a proof: it reads `crate::` paths as text.
+//! Checks the direction of imports, the one owner of each foreign crate, and the size of rooms. It reads
+//! `crate::` paths as text, so it finds accidents and proves nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,13 +17,13 @@ const STOREYS: [&[&str]; 8] = [
     &["bin", "cli", "lib", "main"],
 ];
 
-/// The same inside the big rooms: their files and folders, lowest first. Their `mod.rs` is above all of them and may
-/// be known to them.
+/// The same order inside the big rooms: their files and folders, lowest first. Their `mod.rs` is above all of
+/// them, and they may import it.
 const INSIDE: [(&str, &[&[&str]]); 6] = [
     (
         "docker::proxy",
         &[
-            // Forms: of requests and answers, of the engine's wire, of what is remembered.
+            // The shapes of requests and answers, of the engine's wire protocol, and of what is remembered.
             &[
                 "capabilities",
                 "engine_client",
@@ -37,7 +37,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
             ],
             &["clouds"],
             &["json", "outputs", "wiring"],
-            // Judgements, without waiting.
+            // Judgements, which wait for nothing.
             &["entrypoint", "judge", "path", "podman", "proxies", "texts"],
             // The parts of the proxy, each with its own state.
             &["lookups"],
@@ -77,7 +77,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
             &["impersonated"],
             &["external_account"],
             &["exec", "file"],
-            // Which of all these is used.
+            // Chooses one of the sources above.
             &["search"],
         ],
     ),
@@ -86,7 +86,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
         &[
             &["endpoint", "forms", "keys", "summary"],
             &["document", "reference", "schema"],
-            // File, environment and flags as one table.
+            // Merges file, environment and flags into one table.
             &["layers"],
             &["values"],
             &["boundary", "find", "guarding", "provider", "rules", "seeing", "shown"],
@@ -102,7 +102,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
     ("lifecycle", &[&["attach", "events", "exit", "joined", "strangers"], &["end"], &["by_hand"]]),
 ];
 
-/// Same-storey neighbours that may look at each other, each with its reason.
+/// Neighbours on one storey that may import each other, each with its reason.
 const NEIGHBOURS: [(&str, &str, &str); 10] = [
     ("token", "cloud", "a kind of token is of one cloud"),
     ("workload", "cloud", "an identity has a part for each cloud"),
@@ -116,7 +116,7 @@ const NEIGHBOURS: [(&str, &str, &str); 10] = [
     ("server", "relay", "both ends of the tunnel share header names"),
 ];
 
-/// Never, whatever the storeys say: (from, to).
+/// Imports that are forbidden although the storeys allow them: (from, to).
 const NEVER: [(&str, &str); 9] = [
     ("docker", "registry"),
     ("docker", "source"),
@@ -129,7 +129,7 @@ const NEVER: [(&str, &str); 9] = [
     ("relay", "token"),
 ];
 
-/// Foreign crates with one owner: (crate, the only path prefixes that may name it).
+/// Foreign crates with one owner: (crate, the path prefixes that may name it).
 const OWNERS: [(&str, &[&str]); 9] = [
     ("yup_oauth2", &["source/google/service_account/mod.rs"]),
     (
@@ -152,10 +152,10 @@ const OWNERS: [(&str, &[&str]); 9] = [
     ("rcgen", &["certificates/mod.rs"]),
 ];
 
-/// Lines before the tests of a room; a longer one needs its reason here.
+/// Lines before the tests of a file; a longer one needs its reason here.
 const LONGEST: usize = 400;
 const LONGER: [(&str, usize); 1] = [
-    // One state of a stream, from its first byte to its last.
+    // One state machine handles a stream from its first byte to its last.
     ("guard/stream/mod.rs", 410),
 ];
 
@@ -206,7 +206,7 @@ fn room(file: &str) -> String {
     file.split('/').next().unwrap().trim_end_matches(".rs").to_string()
 }
 
-/// The names directly after every `crate::`, one brace deep.
+/// The names directly after every `crate::`, in braces only one level deep.
 fn imports(code: &str) -> Vec<String> {
     let word = |text: &str| -> String {
         text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
@@ -243,7 +243,7 @@ fn storey(room: &str) -> usize {
 }
 
 #[test]
-fn the_document_has_the_same_storeys() {
+fn architecture_md_lists_the_same_storeys() {
     let text =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ARCHITECTURE.md")).unwrap();
     for (number, rooms) in STOREYS.iter().enumerate() {
@@ -259,7 +259,7 @@ fn the_document_has_the_same_storeys() {
 }
 
 #[test]
-fn imports_go_down() {
+fn rooms_import_only_from_lower_storeys() {
     let mut wrong = Vec::new();
     for (file, text) in sources() {
         let from = room(&file);
@@ -284,7 +284,7 @@ fn imports_go_down() {
 }
 
 #[test]
-fn imports_go_down_inside_the_big_rooms() {
+fn files_of_big_rooms_import_only_from_lower_levels() {
     let mut wrong = Vec::new();
     let imports = crate::circles::imports();
     for (room, storeys) in INSIDE {
@@ -330,7 +330,7 @@ fn foreign_crates_have_one_owner() {
 }
 
 #[test]
-fn files_keep_their_size_and_rooms_are_on_the_map() {
+fn files_stay_within_their_limit_and_rooms_are_on_the_map() {
     let map = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
     let mut wrong = Vec::new();
     for (file, text) in sources() {
@@ -351,14 +351,14 @@ fn files_keep_their_size_and_rooms_are_on_the_map() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Clouds do not take single tokens back; Google's endpoint that seems to would end the user's whole login.
+/// Clouds do not revoke single tokens; Google's endpoint that seems to would end the user's whole login.
 #[test]
-fn no_code_takes_a_token_back_at_google() {
+fn no_code_calls_googles_revocation_endpoint() {
     let word = ["rev", "oke"].concat();
     let mut wrong = Vec::new();
     for (file, text) in sources() {
         let lower = code(&text).to_lowercase();
-        // Both spellings of the endpoint, and every name that could stand for it.
+        // Finds both spellings of the endpoint, and every name that could mean it.
         if lower.contains(&word) {
             wrong.push(file);
         }
@@ -393,14 +393,14 @@ fn secrets_are_not_strings() {
 }
 
 #[test]
-fn the_reader_of_imports_reads_them() {
+fn imports_are_found_in_every_form() {
     let code = code("use crate::{a, b::{c, d}, e}; // crate::no\nuse crate::f::g; let x = crate::h::i();");
     assert_eq!(imports(&code), ["a", "b", "e", "f", "h"]);
 }
 
-/// A path that somebody named may be a secret: `quote::path` decides what of it is shown.
+/// A path that a user named may be a secret: `quote::path` decides which part of it is shown.
 #[test]
-fn paths_are_shown_by_one_rule() {
+fn paths_are_shown_only_through_quote_path() {
     let shows = ["disp", "lay()"].concat();
     let wrong: Vec<String> = sources()
         .into_iter()

@@ -25,7 +25,7 @@ fn container() -> ContainerId {
     ContainerId::parse(&"0123456789abcdef".repeat(4)).unwrap()
 }
 
-/// What a container of `identity` asks for.
+/// The request of a container with this identity.
 fn ask(identity: AwsIdentity) -> AwsRequest {
     AwsRequest {
         identity: Arc::new(identity),
@@ -39,7 +39,7 @@ fn with_role(role: &str) -> AwsIdentity {
     AwsIdentity { role: Some(role.into()), ..AwsIdentity::default() }
 }
 
-/// The host's place in these tests: a home, variables, and the fake as AWS.
+/// The host in these tests: a home, variables, and the fake as AWS.
 struct Host {
     aws: FakeAws,
     home: Folder,
@@ -55,7 +55,7 @@ impl Host {
         for service in ["IAM", "SSO", "SSO_OIDC", "STS"] {
             host.var(&format!("AWS_ENDPOINT_URL_{service}"), &url);
         }
-        // Never this machine's own.
+        // Never asks this machine's own metadata service.
         host.var("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9");
         host.var("AWS_REGION", REGION);
         host.var("PATH", "/usr/bin:/bin");
@@ -67,7 +67,7 @@ impl Host {
         self.variables.push((name.into(), value.into()));
     }
 
-    /// Keys as variables.
+    /// Sets keys as variables.
     fn keys(&mut self, keys: &Known) {
         self.var("AWS_ACCESS_KEY_ID", &keys.id);
         self.var("AWS_SECRET_ACCESS_KEY", &keys.secret);
@@ -100,7 +100,7 @@ impl Host {
         self.open(AwsCredentials::Command { program, arguments: vec![], pass: vec![], timeout }).unwrap()
     }
 
-    /// Nothing secret stands in `text`.
+    /// Asserts that `text` contains no secret.
     #[track_caller]
     fn assert_clean(&self, text: &str) {
         let mut canaries = Canaries::default();
@@ -123,7 +123,7 @@ impl Host {
         why.to_string()
     }
 
-    /// Who a session is for AWS: it signs a request of its own.
+    /// Whose session AWS takes it for: the session signs a request of its own.
     async fn arn(&self, session: &AwsSession) -> String {
         let mut other: Vec<(String, String)> = self.variables.clone();
         other.retain(|(name, _)| !name.starts_with("AWS_SE") && name != "AWS_ACCESS_KEY_ID");
@@ -192,7 +192,11 @@ async fn a_container_gets_a_session_of_its_role_and_its_name() {
     ] {
         assert_eq!(form.get(name).map(String::as_str), Some(value), "{name}");
     }
-    assert_eq!(host.aws.of("GetCallerIdentity").len(), 1, "lasting keys are no role's: only the test asked");
+    assert_eq!(
+        host.aws.of("GetCallerIdentity").len(),
+        1,
+        "long-lived keys belong to no role: only the test called it"
+    );
 }
 
 #[tokio::test]
@@ -200,7 +204,7 @@ async fn every_container_gets_a_session_of_its_own() {
     let mut host = Host::new();
     host.keys(&host.aws.user());
     let role = host.aws.role("loader", Role::default());
-    // Variables count before a profile.
+    // Variables win over a profile.
     host.file(".aws/config", "[default]\naws_access_key_id = AKIDEXAMPLE\naws_secret_access_key = wrong\n");
     let aws = host.open(AwsCredentials::Default).unwrap();
     let one = aws.session(&ask(with_role(&role))).await.unwrap();
@@ -259,7 +263,7 @@ async fn a_trust_policy_that_refuses_is_named() {
     let before = host.aws.seen().len();
     let large = AwsIdentity { policy: Some("x".repeat(2049)), ..with_role(&role) };
     assert!(refused(ask(large)).await.contains("2048"));
-    assert_eq!(host.aws.seen().len(), before, "AWS is not asked for what it does not give");
+    assert_eq!(host.aws.seen().len(), before, "a policy over the limit is not sent to AWS");
 }
 
 #[tokio::test]
@@ -275,7 +279,8 @@ async fn only_the_code_of_an_aws_error_is_reported() {
         (403, "CanaryCodeOfNobody", "CloudTrail"),
     ] {
         host.aws.instead(status, &refusal(code));
-        // Keys that are over are looked for anew, and the environment has the same ones.
+        // After an error that keys have expired, the source looks for new ones, and the environment has the
+        // same ones.
         let why = host.refusal(aws.session(&ask(with_role(&role))).await);
         assert!(why.contains(word) && !why.contains("CanaryCode"), "{why}");
     }
@@ -287,7 +292,7 @@ async fn only_the_code_of_an_aws_error_is_reported() {
         host.aws.instead(503, "<html>canary-in-a-message</html>");
     }
     host.transient(aws.session(&ask(with_role(&role))).await);
-    // A firewall's page is not AWS's answer.
+    // AWS did not send a firewall's page.
     host.aws.instead(403, "<html>canary-in-a-message</html>");
     host.aws.instead(403, "<html>canary-in-a-message</html>");
     host.aws.instead(403, "<html>canary-in-a-message</html>");
@@ -303,13 +308,13 @@ async fn only_the_code_of_an_aws_error_is_reported() {
         host.aws.instead(200, body);
         host.transient(aws.session(&ask(with_role(&role))).await);
     }
-    // 5xx pass by themselves.
+    // 5xx are temporary.
     host.aws.instead(500, "");
     aws.session(&ask(with_role(&role))).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_role_of_a_role_lives_for_an_hour() {
+async fn a_chained_role_session_is_limited_to_one_hour() {
     let mut host = Host::new();
     let role = host.aws.role("loader", Role { longest: Some(43_200), ..Role::default() });
     let long = AwsIdentity { lifetime: Duration::from_secs(7200), ..with_role(&role) };
@@ -319,8 +324,8 @@ async fn a_role_of_a_role_lives_for_an_hour() {
         let session = aws.session(&ask(long.clone())).await.unwrap();
         assert!((3590..=3600).contains(&left(&session)), "{}", left(&session));
     }
-    assert_eq!(host.aws.of("GetCallerIdentity").len(), 1, "asked once per keys");
-    // A user's session, got with a second factor, is no role's.
+    assert_eq!(host.aws.of("GetCallerIdentity").len(), 1, "called once for these keys");
+    // A user's session, obtained with a second factor, is not a role's.
     host.keys(&host.aws.session("federated-user/me"));
     let aws = host.open(AwsCredentials::Environment).unwrap();
     let session = aws.session(&ask(long)).await.unwrap();
@@ -339,12 +344,12 @@ async fn clocks_may_differ_by_minutes() {
             let session = aws.session(&ask(with_role(&role))).await.unwrap();
             assert!((3590..=3600).contains(&left(&session)), "{skew}: {}", left(&session));
         }
-        assert_eq!(host.aws.of("AssumeRole").len(), 3, "signed by a wrong clock once: {skew}");
+        assert_eq!(host.aws.of("AssumeRole").len(), 3, "signed once with the wrong clock: {skew}");
     }
 }
 
 #[tokio::test]
-async fn lasting_keys_are_never_handed_out() {
+async fn long_lived_keys_are_never_handed_out() {
     let mut host = Host::new();
     let own = AwsIdentity { own_session: true, ..AwsIdentity::default() };
     host.keys(&host.aws.user());
@@ -352,7 +357,7 @@ async fn lasting_keys_are_never_handed_out() {
     for identity in [own.clone(), AwsIdentity::default()] {
         assert!(host.refusal(aws.session(&ask(identity)).await).contains("set role in [identity.NAME.aws]"));
     }
-    // Lasting keys that claim to end, or have something in the place of a session token.
+    // Long-lived keys with an expiry, or with something in the place of a session token.
     let user = host.aws.user();
     host.var("AWS_CREDENTIAL_EXPIRATION", "2999-01-01T00:00:00Z");
     host.keys(&Known { session: Some("canary-session-token".into()), ..user });
@@ -362,7 +367,7 @@ async fn lasting_keys_are_never_handed_out() {
 }
 
 #[tokio::test]
-async fn an_own_session_is_handed_over_if_its_end_is_known() {
+async fn the_hosts_session_is_given_only_if_its_end_is_known() {
     let mut host = Host::new();
     let keys = host.aws.session("assumed-role/host/me");
     let own = AwsIdentity { own_session: true, ..AwsIdentity::default() };
@@ -383,7 +388,7 @@ async fn an_own_session_is_handed_over_if_its_end_is_known() {
 }
 
 #[tokio::test]
-async fn roles_of_profiles_follow_each_other() {
+async fn roles_of_chained_profiles_are_assumed_in_order() {
     let host = Host::new();
     let (user, last) = (host.aws.user(), host.aws.role("loader", Role::default()));
     let first = host.aws.role("first", Role::default());
@@ -413,7 +418,8 @@ async fn roles_of_profiles_follow_each_other() {
         aws.caller().await.unwrap().unwrap().arn,
         format!("arn:aws:sts::{ACCOUNT}:assumed-role/second/kfp-creds")
     );
-    // A session of the role with 900 s is known to be one of a role: nobody has to be asked.
+    // A profile with `duration_seconds = 900` is known to give a role session, so GetCallerIdentity is not
+    // called.
     let long = AwsIdentity { lifetime: Duration::from_secs(7200), ..with_role(&last) };
     let session = aws.session(&ask(long)).await.unwrap();
     assert!(left(&session) <= 3600 && host.aws.of("GetCallerIdentity").len() == 1);
@@ -438,7 +444,7 @@ fn login(token: &str, ends: &str, refresh: Option<&[String; 3]>) -> String {
 const PAST: &str = "2001-01-01T00:00:00Z";
 const FUTURE: &str = "2999-01-01T00:00:00UTC";
 
-/// The name that AWS's tools give the login of the session `corp`.
+/// The file name that AWS's tools give the cached login of the session `corp`.
 fn cache() -> String {
     let digest = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, b"corp");
     let name: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -469,7 +475,7 @@ async fn a_login_of_sso_gives_the_keys_of_its_role() {
     let aws = host.profile("dev").unwrap();
     let long = AwsIdentity { lifetime: Duration::from_secs(7200), ..with_role(&role) };
     let session = aws.session(&ask(long)).await.unwrap();
-    assert!(left(&session) <= 3600, "it is a role's: AWS limits the next to an hour");
+    assert!(left(&session) <= 3600, "it is a role session, so AWS limits the next one to an hour");
     aws.session(&ask(with_role(&role))).await.unwrap();
     assert_eq!(host.aws.of("/federation/credentials").len(), 1);
     assert!(host.aws.of("GetCallerIdentity").is_empty() && host.aws.of("/token").is_empty());
@@ -491,7 +497,7 @@ async fn an_expired_login_is_refreshed_in_memory() {
     assert!(!format!("{aws:?}").contains("canary"), "{aws:?}");
     aws.session(&ask(with_role(&role))).await.unwrap();
     assert_eq!((host.aws.of("/token").len(), fs::read(&file).unwrap()), (1, before));
-    // The login ends at AWS.
+    // AWS ends the login.
     host.aws.log_out();
     let why = host.refusal(host.profile("dev").unwrap().caller().await);
     assert!(why.contains("cannot be refreshed") && why.contains("aws sso login --sso-session corp"), "{why}");
@@ -506,7 +512,7 @@ async fn an_expired_login_is_refreshed_in_memory() {
 }
 
 #[tokio::test]
-async fn a_new_login_and_a_changed_profile_are_taken_up() {
+async fn a_new_login_and_a_changed_profile_are_picked_up() {
     let host = sso();
     let role = host.aws.role("loader", Role::default());
     host.file(&cache(), &login("canary-of-yesterday", PAST, None));
@@ -519,12 +525,12 @@ async fn a_new_login_and_a_changed_profile_are_taken_up() {
     aws.session(&ask(with_role(&role))).await.unwrap();
     let config = fs::read_to_string(host.home.0.join(".aws/config")).unwrap();
     host.file(".aws/config", &format!("{config}[profile more]\nregion = eu-west-1\n"));
-    assert_eq!(aws.reload(), Reloaded::Same, "another profile is none of ours");
+    assert_eq!(aws.reload(), Reloaded::Same, "a change of another profile does not matter");
     host.file(".aws/config", "canary");
     let Reloaded::Broken(why) = aws.reload() else { panic!("broken") };
     assert!(why.contains(".aws/config has a line") && !why.contains("canary"), "{why}");
     aws.session(&ask(with_role(&role))).await.unwrap();
-    assert_eq!(aws.reload(), Reloaded::Same, "it is said once");
+    assert_eq!(aws.reload(), Reloaded::Same, "it is reported once");
     let user = host.aws.user();
     let keys = format!("aws_access_key_id = {}\naws_secret_access_key = {}\n", user.id, user.secret);
     host.file(".aws/config", &format!("[profile dev]\n{keys}"));
@@ -557,14 +563,14 @@ async fn a_command_runs_once_for_many_containers() {
 }
 
 #[tokio::test]
-async fn keys_with_little_life_are_not_fetched_at_every_request() {
+async fn keys_that_expire_soon_are_not_fetched_at_every_request() {
     let host = Host::new();
     let role = host.aws.role("loader", Role::default());
     let keys = host.aws.session("assumed-role/host/me");
     let file = host.home.0.join("runs");
     let runs = || fs::read_to_string(&file).unwrap().lines().count();
     let own = AwsIdentity { own_session: true, ..AwsIdentity::default() };
-    // Clients want 900 s, and there are no newer keys than these.
+    // Clients want 900 s of life, and the command has no newer keys.
     for (life, expected) in [(300, 1), (20, 3)] {
         let _ = fs::remove_file(&file);
         let end = time::OffsetDateTime::now_utc() + time::Duration::seconds(life);
@@ -625,7 +631,7 @@ async fn a_profile_may_name_a_command() {
 }
 
 #[tokio::test]
-async fn keys_that_end_early_are_looked_for_once_more() {
+async fn keys_that_expire_early_are_fetched_once_more() {
     let host = Host::new();
     let role = host.aws.role("loader", Role::default());
     let (old, new) = (host.aws.session("assumed-role/host/old"), host.aws.session("assumed-role/host/new"));
@@ -707,7 +713,7 @@ async fn a_machine_and_a_container_have_keys_of_their_role() {
         aws.session(&ask(with_role(&role))).await.unwrap();
         assert_eq!(aws.caller().await.unwrap().unwrap().arn, keys.arn);
     }
-    assert_eq!(host.aws.of("/latest/api/token").len(), 2, "once for each source");
+    assert_eq!(host.aws.of("/latest/api/token").len(), 2, "called once for each source");
     host.var("AWS_CONTAINER_CREDENTIALS_FULL_URI", &format!("{}/agent", host.aws.url()));
     host.var("AWS_CONTAINER_AUTHORIZATION_TOKEN", &host.aws.agent_token());
     let aws = host.open(AwsCredentials::Machine).unwrap();
@@ -763,7 +769,7 @@ async fn a_host_without_credentials_is_told_what_to_do() {
 }
 
 #[tokio::test]
-async fn the_config_says_where_the_token_service_is() {
+async fn the_config_sets_the_endpoint_of_the_token_service() {
     let mut host = Host::new();
     let keys = host.aws.user();
     host.keys(&keys);
@@ -785,7 +791,7 @@ async fn a_busy_token_service_is_not_asked_too_early() {
     host.keys(&host.aws.user());
     let role = host.aws.role("loader", Role::default());
     let aws = host.open(AwsCredentials::Environment).unwrap();
-    // STS says it with a 400, which other services mean for good.
+    // STS reports throttling with 400, which other services use for permanent errors.
     host.aws.instead(400, &refusal("Throttling"));
     aws.session(&ask(with_role(&role))).await.unwrap();
     assert_eq!(host.aws.of("AssumeRole").len(), 2);
@@ -802,7 +808,7 @@ async fn a_busy_token_service_is_not_asked_too_early() {
     }
 }
 
-/// The session of `name` of this role, as the config denies it.
+/// The policy that denies this role's session `name`, as the config requests it.
 fn deny(role: &str, user_id: &str) -> Deny {
     Deny { role: role.into(), user_ids: vec![user_id.into()] }
 }
@@ -817,7 +823,7 @@ async fn one_container_s_session_is_denied_at_iam_and_no_other() {
     let user_id = session.user_id.clone().unwrap();
     assert!(user_id.starts_with("AROA") && user_id.ends_with(":kfp-load-0123456789ab"), "{user_id}");
 
-    // The request is signed, and the permission is missing.
+    // The request is signed, but the permission is missing.
     let why = host.refusal(aws.deny(&deny(&role, &user_id)).await);
     assert!(why.contains("needs the permission iam:PutRolePolicy") && why.contains(&role), "{why}");
     assert!(host.aws.inline().is_empty());
@@ -837,7 +843,7 @@ async fn one_container_s_session_is_denied_at_iam_and_no_other() {
             && host.aws.denies("loader", "kfp-load-ffffffffffff")
     );
 
-    // IAM would put the policy on the role of that name in the host's own account.
+    // IAM would put the policy on the role of the same name in the host's own account.
     let before = host.aws.inline();
     let foreign =
         deny("arn:aws:iam::210987654321:role/loader", &user_id.replace("0123456789ab", "eeeeeeeeeeee"));

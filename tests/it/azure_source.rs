@@ -41,7 +41,7 @@ fn variables(all: &[(&str, &str)]) -> Variables {
     all.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-/// The variables of a principal, with `more` in their place or beside them.
+/// The variables of a principal; those in `more` are added or replace others.
 fn principal(fake: &FakeEntra, more: &[(&str, &str)]) -> Variables {
     let url = fake.url();
     let own = [("AZURE_TENANT_ID", TENANT), ("AZURE_CLIENT_ID", APP), ("AZURE_AUTHORITY_HOST", url.as_str())];
@@ -73,7 +73,7 @@ fn left(token: &AzureToken) -> u64 {
     token.expires.remaining(Now::read()).as_secs()
 }
 
-/// The text of a refusal, which holds nothing of what was sent or answered.
+/// The text of a refusal; asserts that it contains nothing that was sent or answered.
 #[track_caller]
 fn refusal<T: std::fmt::Debug>(outcome: Result<T, SourceError>) -> String {
     match outcome {
@@ -92,14 +92,14 @@ fn transient<T: std::fmt::Debug>(outcome: Result<T, SourceError>) -> String {
     }
 }
 
-/// Nothing that went through the fake stands in `text`.
+/// Asserts that `text` contains nothing that went through the fake.
 #[track_caller]
 fn assert_clean(fake: &FakeEntra, text: &str) {
     let mut canaries = Canaries::default();
     for (what, secret) in fake.secrets() {
         canaries.add(what, &secret);
     }
-    assert!(canaries.len() > 1, "hardly any secret went through it");
+    assert!(canaries.len() > 1, "the fake has hardly any secret");
     canaries.assert_absent("a text", text);
 }
 
@@ -172,7 +172,7 @@ async fn every_refusal_of_entra_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn entra_and_a_machine_that_ask_to_wait_are_not_asked_before() {
+async fn entra_and_a_machine_are_not_asked_before_retry_after() {
     let fake = FakeEntra::start();
     let azure = with_secret(&fake);
     fake.asks_to_wait("60");
@@ -183,7 +183,7 @@ async fn entra_and_a_machine_that_ask_to_wait_are_not_asked_before() {
         "{error:?}"
     );
     assert_eq!(fake.seen().len(), 1);
-    // A refusal has no time.
+    // A refusal has no waiting time.
     fake.fail_as(401, "invalid_client", 7_000_215);
     assert!(!refusal(azure.token(&ask()).await).contains("asks to wait"));
 }
@@ -237,7 +237,8 @@ fn the_principal_is_checked_at_start() {
         (("AZURE_AUTHORITY_HOST", "https://user:canary@login.example"), "not an https address"),
         (("AZURE_AUTHORITY_HOST", "https://login.example/?x"), "not an https address"),
     ] {
-        // The value looks like nothing secret, so a refusal may quote it; but never the secret itself.
+        // The value does not look like a secret, so a refusal may quote it; but it may never quote the real
+        // secret.
         let why = match opened(&named(bad)) {
             Err(SourceError::Refused(why)) => why.to_string(),
             other => panic!("{bad:?}: {other:?}"),
@@ -247,7 +248,7 @@ fn the_principal_is_checked_at_start() {
     for good in ["login.microsoftonline.us", "https://login.chinacloudapi.cn/", "http://[::1]:1"] {
         opened(&named(("AZURE_AUTHORITY_HOST", good))).unwrap();
     }
-    // What the config says fills the gaps; the directory of the config comes before the variable's.
+    // Settings of the config fill the gaps; the config's tenant wins over the variable's.
     let said = AzureSettings {
         tenant: Some("corp.example".into()),
         client_id: Some(OTHER_APP.into()),
@@ -264,7 +265,7 @@ fn the_principal_is_checked_at_start() {
 }
 
 #[test]
-fn a_principal_is_named_at_one_place_or_alike() {
+fn config_and_environment_may_not_name_two_principals() {
     let fake = FakeEntra::start();
     let said = |client_id: &str| AzureSettings {
         client_id: Some(client_id.into()),
@@ -276,7 +277,7 @@ fn a_principal_is_named_at_one_place_or_alike() {
     assert!(why.contains("azure.client_id") && why.contains("AZURE_CLIENT_ID"), "{why}");
     assert!(!why.contains(APP) && !why.contains(OTHER_APP), "{why}");
     assert_eq!(opened(said(APP)).unwrap().principal().client_id.as_deref(), Some(APP));
-    // Another issuer's token is exchanged for the config's principal, whoever logged in besides.
+    // Another issuer's token is exchanged for the config's principal; the variables of a login do not matter.
     let federated =
         AzureCredentials::Federated { token_from: "env:JOB_TOKEN".into(), audience: EXCHANGE.into() };
     let job = AzureSettings { credentials: federated, ..said(OTHER_APP) };
@@ -300,7 +301,7 @@ async fn a_certificate_signs_an_assertion_for_each_token() {
     let (own, other) = (certificate(&scratch, rsa_key()), certificate(&scratch, another_rsa_key()));
     fake.trust(APP, trusted(rsa_key(), &own));
     fake.trust(OTHER_APP, trusted(rsa_key(), &own));
-    // The certificate of the key need not come first, and keys have two forms.
+    // The key's certificate need not come first, and a key has two formats.
     for (at, content) in [
         format!("{}{own}", rsa_key()),
         format!("{other}{own}{}", rsa_key()),
@@ -321,7 +322,7 @@ async fn a_certificate_signs_an_assertion_for_each_token() {
         assert_eq!(fake.minted(token.value.expose()).unwrap().0, OTHER_APP);
         assert_clean(&fake, &format!("{azure:?}"));
     }
-    // A file that is renewed counts at once, and a wrong one says whose certificate it is not.
+    // A renewed file takes effect at once; for a wrong one, the refusal says which principal does not know it.
     let path = scratch.write("0.pem", &format!("{}{other}", another_rsa_key()));
     let chain = [
         ("AZURE_CLIENT_CERTIFICATE_PATH", path.to_str().unwrap()),
@@ -395,7 +396,7 @@ fn a_certificate_that_cannot_sign_is_refused_at_start() {
 }
 
 #[tokio::test]
-async fn a_workloads_token_file_stands_for_its_principal() {
+async fn a_workload_token_file_authenticates_its_principal() {
     let (fake, scratch) = (FakeEntra::start(), Scratch::new());
     let issuer = Issuer::rs256(ISSUER);
     fake.federate(APP, &issuer, SUBJECT, EXCHANGE);
@@ -472,7 +473,7 @@ fn calls(scratch: &Scratch) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// As az prints it: its local time has no zone and would be years away.
+/// The output of az: `expiresOn` is local time without a zone, and here years away from `expires_on`.
 fn printed(life: u64) -> String {
     let answer = json!({
         "accessToken": "canary-token-of-az", "expiresOn": "2099-01-01 00:00:00.000000", "expires_on": seconds() + life,
@@ -504,7 +505,7 @@ async fn az_gives_tokens_of_its_login() {
         calls(&scratch),
         [format!("{line}||inherited"), format!("{line} --tenant {TENANT}||inherited")]
     );
-    // Its login is one principal.
+    // The login of az belongs to one principal.
     let why = refusal(azure.token(&ask_as(APP)).await);
     assert!(why.contains("leave client_id out"), "{why}");
     let chosen = AzureSettings { client_id: Some(APP.into()), ..settings(AzureCredentials::Az) };
@@ -559,7 +560,7 @@ async fn a_new_login_of_az_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_command_prints_as_az_does() {
+async fn a_command_gives_tokens_in_the_format_of_az() {
     let scratch = Scratch::new();
     let program = executable(&scratch, "bin/own", &printed(900));
     let command = |program: &Path, seconds| AzureCredentials::Command {
@@ -585,9 +586,9 @@ async fn a_command_prints_as_az_does() {
     assert!(began.elapsed() < Duration::from_secs(5));
 }
 
-/// Containers choose the resources, and each is a run of its own.
+/// Containers choose the resources, and the command runs once for each resource.
 #[tokio::test]
-async fn few_programs_run_at_the_same_time() {
+async fn only_a_few_commands_run_at_the_same_time() {
     let scratch = Scratch::new();
     let script = format!("touch run.$$; ls run.* | wc -l >> counts; sleep 0.3; rm run.$$; {}", printed(900));
     let program = executable(&scratch, "bin/own", &script);
@@ -604,9 +605,9 @@ async fn few_programs_run_at_the_same_time() {
     assert!(counts.len() == 9 && counts.iter().all(|count| *count <= 4), "{counts:?}");
 }
 
-/// The command may be a shell's, and the resource is a container's choice.
+/// The command may be a shell script, and a container chooses the resource.
 #[tokio::test]
-async fn a_resource_is_never_more_than_a_word_to_a_shell() {
+async fn a_resource_cannot_inject_shell_commands() {
     let scratch = Scratch::new();
     let line = format!("printf '%s %s\\n' {{resource}} \"$AZURE_RESOURCE\" >> calls; {}", printed(900));
     let command = AzureCredentials::Command {
@@ -628,7 +629,7 @@ async fn a_resource_is_never_more_than_a_word_to_a_shell() {
 }
 
 #[tokio::test]
-async fn a_machine_is_asked_in_the_form_that_it_has() {
+async fn each_kind_of_machine_is_asked_by_its_own_protocol() {
     let fake = FakeEntra::start();
     fake.machine(&[APP, OTHER_APP]);
     let url = fake.url();
@@ -660,7 +661,7 @@ async fn a_machine_is_asked_in_the_form_that_it_has() {
 }
 
 #[tokio::test]
-async fn a_machine_that_is_busy_or_is_kfp_creds_itself_is_said() {
+async fn a_busy_machine_and_kfp_creds_itself_are_reported() {
     let fake = FakeEntra::start();
     fake.machine(&[APP]);
     let url = fake.url();
@@ -684,7 +685,7 @@ async fn a_machine_that_is_busy_or_is_kfp_creds_itself_is_said() {
 }
 
 #[test]
-fn an_identity_outside_this_machine_is_never_asked() {
+fn an_identity_endpoint_elsewhere_is_refused() {
     let header = ("IDENTITY_HEADER", "canary-header");
     for (given, words) in [
         (vec![("IDENTITY_ENDPOINT", "http://192.0.2.1/msi/token"), header], "IDENTITY_ENDPOINT is not"),
@@ -738,9 +739,9 @@ async fn an_offline_token_has_entras_shape_and_names_its_container() {
     assert!(refusal(open(AzureCredentials::Offline, &Variables::default())).contains("no key"));
 }
 
-/// The names exist behind the proxy only, and a company's authority signed for them.
+/// The names resolve only behind the proxy, and a company's CA signed their certificates.
 #[tokio::test]
-async fn entra_is_reached_through_a_proxy_under_a_companys_authority() {
+async fn entra_is_reached_through_a_proxy_with_a_companys_ca() {
     let (fake, scratch) = (FakeEntra::start(), Scratch::new());
     let (root, front) = tls_front(&scratch, fake.address());
     let (at, seen) = proxy(front);

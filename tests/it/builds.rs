@@ -23,12 +23,12 @@ fn golden(name: &str) -> Vec<u8> {
     std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/buildkit").join(name)).unwrap()
 }
 
-/// The recorded context with a key to nothing in the place of the 1 704 `@` of `key.pem`.
+/// The recorded context, with a key that opens nothing in place of the 1 704 `@` of `key.pem`.
 fn with_key(recorded: &[u8]) -> Vec<u8> {
     let mut key =
         format!("AWS_SECRET_ACCESS_KEY={}{}\n", "Zq3xUtnFEMI7K7MDENGb", "PxRfiCYz8h2kP0aQ1Lm9").into_bytes();
     key.resize(1_704, b'#');
-    // In the archive a message ends within it.
+    // In the archive, a gRPC message ends inside the key.
     let mut key = key.into_iter();
     let mut bytes = recorded.to_vec();
     for run in bytes.chunk_by_mut(|a, b| a == b).filter(|run| run.len() >= 16 && run[0] == b'@') {
@@ -38,7 +38,7 @@ fn with_key(recorded: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Up to and with the empty line, byte by byte: what follows is HTTP/2.
+/// Reads up to and including the empty line, byte by byte: HTTP/2 follows.
 fn head(stream: &mut UnixStream) -> String {
     let mut head = vec![];
     while !head.ends_with(b"\r\n\r\n") {
@@ -77,7 +77,7 @@ async fn answer(
     Ok(reply)
 }
 
-/// What the engine got: the head of `POST /session`, and of the call its bytes and its end.
+/// What the engine received: the head of `POST /session`, and the bytes and trailers of its call.
 struct Got {
     head: String,
     bytes: Vec<u8>,
@@ -98,7 +98,7 @@ impl Got {
     }
 }
 
-/// One build: its session, and one call of the engine's in it.
+/// One build: its session, and one call that the engine makes in it.
 fn build(proxy: &ProxyFixture, engine: &UnixListener, shared: &str, path: &str, client: Client) -> Got {
     build_at(&proxy.socket, engine, shared, path, client)
 }
@@ -180,15 +180,18 @@ fn a_recorded_context_passes_and_one_with_a_key_does_not() {
             assert!(text.contains("an AWS secret access key at key.pem; leave it out"), "{text}");
             assert!(!text.contains("Zq3xUtnF"), "{text}");
         }
-        assert!(!got.bytes.windows(8).any(|part| part == b"Zq3xUtnF"), "{name}: a part of the key went on");
+        assert!(
+            !got.bytes.windows(8).any(|part| part == b"Zq3xUtnF"),
+            "{name}: a part of the key reached the engine"
+        );
     }
-    // What is for one instruction only does not stay.
+    // A secret is for one instruction only and does not stay in the image.
     let secret = send(with_key(&golden("context.bin")), "/moby.buildkit.secrets.v1.Secrets/GetSecret");
     assert_eq!(secret.end["grpc-status"], "0");
     assert_eq!(secret.bytes.len(), golden("context.bin").len());
 }
 
-/// Under it the engine keeps files that it does not ask for again.
+/// The engine keeps files under this key and does not ask for them again.
 #[test]
 fn the_build_key_changes_after_a_refusal() {
     let (_scratch, engine, proxy) = fixture();
@@ -211,7 +214,7 @@ fn the_build_key_changes_after_a_refusal() {
     assert!(after != first && after.starts_with("ctx:1") && after.contains("0123abcd"), "{after}");
 }
 
-/// Otherwise the engine would take a part of the refused context for judged.
+/// Otherwise the engine would use the part of the refused context that it has, as if it had been judged.
 #[test]
 fn a_refusal_at_one_socket_changes_the_key_at_the_others() {
     let (_scratch, engine, proxy) = fixture();
@@ -227,7 +230,7 @@ fn a_refusal_at_one_socket_changes_the_key_at_the_others() {
 }
 
 #[test]
-fn what_is_not_understood_ends_the_build() {
+fn a_stream_that_cannot_be_parsed_ends_the_build() {
     let (_scratch, engine, proxy) = fixture();
     for (path, encoding, answer, why) in [
         ("/moby.new.v2.Files/Copy", None, golden("context.bin"), "a call of an unknown kind"),
@@ -238,7 +241,7 @@ fn what_is_not_understood_ends_the_build() {
         let got = build(&proxy, &engine, "", path, Client { answer, encoding });
         assert_eq!(got.end["grpc-status"], "7", "{why}");
         assert!(got.message().contains(why), "{}", got.message());
-        // Nothing but fsutil's packet with the reason.
+        // Only fsutil's packet with the reason.
         assert!(
             got.bytes.is_empty() || got.bytes[5..].starts_with(&[0x08, 4, 0x22]),
             "{why}: {:?}",

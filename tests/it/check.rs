@@ -1,4 +1,4 @@
-//! What `check` finds in the way, at an engine and a Google that do as they are told.
+//! What `check` reports about an engine and a Google that fail on demand.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,8 @@ use crate::support::fake_engine::{Act, FakeEngine};
 use crate::support::fake_google::{FakeGoogle, rsa_key};
 use crate::support::session::{Folder, program};
 
-/// An engine with one image, of which a client would not ask us. What begins with `failing` it refuses.
+/// An engine with one image, which has variables that keep clients from asking us. It refuses paths that
+/// contain `failing`.
 fn engine(folder: &Path, failing: &'static str) -> FakeEngine {
     FakeEngine::start(folder, move |seen| {
         let path = seen.line.split(' ').nth(1).unwrap();
@@ -36,7 +37,7 @@ fn engine(folder: &Path, failing: &'static str) -> FakeEngine {
     })
 }
 
-/// `check` as a key at this Google, with identities besides: exit code and text.
+/// Runs `check` with a service account key and these other identities: exit code and output.
 fn check(google: &FakeGoogle, more: &str, change: impl FnOnce(&mut Command)) -> (Option<i32>, String) {
     check_at("", google, more, change)
 }
@@ -62,7 +63,7 @@ fn check_at(
     (out.status.code(), String::from_utf8([out.stdout, out.stderr].concat()).unwrap())
 }
 
-/// The line of a look, and that of what fixes it.
+/// The line of one step of `check`, and the line that says how to fix it.
 fn look<'a>(text: &'a str, mark: &str, what: &str) -> [&'a str; 2] {
     let mut lines = text.lines().skip_while(|line| !line.starts_with(&format!("{mark}  {what}")));
     [lines.next().unwrap_or_else(|| panic!("no {mark} {what}:\n{text}")), lines.next().unwrap_or_default()]

@@ -1,5 +1,6 @@
-//! What `docs/guide/ci.md`, `docs/reference/providers.md` and `deploy/ci/` say holds: their configs are accepted, their jobs get tokens
-//! from the whole program, their messages exist, their script is a provider.
+//! Checks `docs/guide/ci.md`, `docs/reference/providers.md` and `deploy/ci/`: the program accepts their
+//! configs, their jobs get tokens from the whole program, their messages exist, and their script works as a
+//! provider.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -50,7 +51,7 @@ fn variables(text: &str) -> Vec<(String, String)> {
     ours.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// Starts the program as the job does and asks it as a container does.
+/// Starts the program as the job does, and sends the requests of a container.
 fn served(fake: &Federation, variables: &[(String, String)]) {
     assert_eq!(variables.iter().filter(|(name, _)| name.starts_with("KFP_CREDS_")).count(), 3, "three lines");
     let pool = AUDIENCE.split("/providers/").next().unwrap();
@@ -78,7 +79,7 @@ fn the_github_workflow_gets_tokens() {
     let text = read("deploy/ci/github.yml");
     assert!(
         text.contains("\n    permissions:\n") && text.contains("\n      id-token: write"),
-        "of the job alone"
+        "only the job may get an id-token"
     );
     let (fake, issuer) = (Federation::start(), Issuer::rs256("https://token.actions.example"));
     fake.trust(AUDIENCE, &issuer, &[("repository", "owner/name")]);
@@ -101,7 +102,7 @@ fn the_gitlab_job_gets_tokens() {
 }
 
 #[test]
-fn the_messages_in_the_documents_are_the_programs() {
+fn messages_in_the_documents_exist_in_the_program() {
     fn all(folder: &Path, into: &mut String) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -128,9 +129,9 @@ fn the_messages_in_the_documents_are_the_programs() {
     }
 }
 
-/// The script at the end of `docs/reference/providers.md`, with a broker that is there.
+/// The script at the end of `docs/reference/providers.md`, with a fake broker.
 #[test]
-fn the_script_in_the_documents_is_a_provider() {
+fn the_script_in_the_documents_works_as_a_provider() {
     let scripts = fenced(&read("docs/reference/providers.md"), "sh");
     let [script] = scripts.as_slice() else { panic!("one script") };
     let folder = Folder::new("ci");

@@ -1,24 +1,25 @@
-//! No file in `src` imports itself by way of others: imports are read as text, with what they stand for.
+//! No file in `src` imports itself through others. The test reads imports as text and resolves what they
+//! stand for.
 //!
-//! `crate::`, `super::`, `self::` and the names of child modules count, in `use` and in the middle of code, and a
-//! re-export counts as what it names. A module and its ancestors may know each other.
+//! It follows `crate::`, `super::`, `self::` and the names of child modules, in `use` and inside code, and
+//! resolves re-exports. A module and its ancestors may import each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::architecture::{before_tests, sources};
 
-/// Circles that are there on purpose, each with its reason.
+/// Circles that are intended, each with its reason.
 const ALLOWED: &[(&[&str], &str)] = &[];
 
 /// `source::google` is `["source", "google"]`.
 pub(crate) type Module = Vec<String>;
 
-/// What one file says of others.
+/// The imports of one file.
 #[derive(Default)]
 struct File {
     /// Absolute paths that it names.
     names: Vec<Module>,
-    /// What its `use` lines bring into it, by the name that they have here.
+    /// The names that its `use` lines define here, each with its path.
     brings: BTreeMap<String, Module>,
 }
 
@@ -35,7 +36,7 @@ fn module(file: &str) -> Module {
     path
 }
 
-/// Without comments, and without strings, whose content may look like anything.
+/// Removes comments, and strings, whose content may look like code.
 fn bare(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
@@ -78,7 +79,7 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// Every path of a `use` tree, with the name that it has afterwards.
+/// Every path of a `use` tree, with the name that it gets.
 fn leaves(before: &[String], tree: &str, into: &mut Vec<(Module, String)>) {
     let (head, group) = tree.split_once('{').map_or((tree, None), |(head, group)| (head, Some(group)));
     let (head, alias) = head.split_once(" as ").map_or((head, None), |(head, alias)| (head, Some(alias)));
@@ -158,7 +159,7 @@ impl Tree {
         file
     }
 
-    /// From the root of the crate; `None` for what is not of this crate.
+    /// The path from the root of the crate; `None` if it leads to another crate.
     fn absolute(&self, module: &[String], path: &[String]) -> Option<Module> {
         let mut base = module.to_vec();
         let mut path = path;
@@ -181,7 +182,8 @@ impl Tree {
         Some(base)
     }
 
-    /// The modules that stand behind a path: the one that has it, and where it re-exports that, also the owner.
+    /// The modules that a path leads to: the one that contains it and, if that one re-exports it, also the
+    /// owner.
     fn behind(&self, path: &[String], seen: &mut BTreeSet<Module>) -> Vec<Module> {
         let known = (0..=path.len()).rev().find(|length| self.files.contains_key(&path[..*length]));
         let Some(length) = known else { return vec![] };
@@ -207,7 +209,7 @@ impl Tree {
     }
 }
 
-/// Sets of modules each of which reaches every other one (strongly connected components), the largest first.
+/// Sets of modules that all reach each other (strongly connected components), the largest first.
 fn circles(imports: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<BTreeSet<String>> {
     fn reach<'a>(imports: &'a BTreeMap<Module, BTreeSet<Module>>, from: &'a Module) -> BTreeSet<&'a Module> {
         let (mut seen, mut next) = (BTreeSet::new(), vec![from]);
@@ -280,7 +282,7 @@ fn circles_are_found_however_they_are_written() {
     ] {
         assert_eq!(made_up(&[lib, ("a.rs", a), ("b.rs", "use crate::c::C;"), c]), circle, "{a}");
     }
-    // By way of a re-export of their parent, which itself may know its children.
+    // Through a re-export of their parent, which may import its children.
     let parent = ("p/mod.rs", "mod a; mod b; pub use b::B; use a::A;");
     let files = [parent, ("p/a.rs", "use super::B;"), ("p/b.rs", "use crate::p::a::A;")];
     assert_eq!(made_up(&files), [["p::a", "p::b"]]);

@@ -99,7 +99,7 @@ fn an_identity_has_a_part_for_each_cloud() {
 }
 
 #[test]
-fn variables_name_the_credentials_and_offline_is_for_all() {
+fn variables_set_the_credentials_and_offline_covers_all() {
     let home = Home::new("[aws]\nprofile = \"dev\"\n[azure]\ncredentials = \"az\"\n");
     let config = home.resolve(&[("KFP_CREDS_CREDENTIALS", "offline")]).unwrap();
     assert_eq!(config.aws.unwrap().credentials, AwsCredentials::Offline);
@@ -130,7 +130,7 @@ fn a_variable_replaces_how_a_file_gets_credentials() {
 }
 
 #[test]
-fn a_variable_that_completes_a_cloud_enables_none() {
+fn a_region_or_client_variable_alone_enables_no_cloud() {
     let home = Home::new("");
     let client = "01234567-89ab-cdef-0123-456789abcdef";
     let config = home.resolve(&[
@@ -143,7 +143,7 @@ fn a_variable_that_completes_a_cloud_enables_none() {
 }
 
 #[test]
-fn a_token_file_of_a_variable_is_beside_the_work() {
+fn a_token_file_variable_is_relative_to_the_work_directory() {
     let home = Home::new(
         "[azure]\ntoken_from = \"file:token\"\ntenant = \"corp.example\"\n\
                           client_id = \"01234567-89ab-cdef-0123-456789abcdef\"\n",
@@ -224,7 +224,7 @@ fn mistakes_in_a_cloud_table_are_reported_with_a_fix() {
 }
 
 #[test]
-fn a_policy_has_to_be_one_and_to_fit() {
+fn a_session_policy_must_be_valid_and_fit_the_limit() {
     let text = "[aws]\nprofile = \"dev\"\n[identity.a.aws]\nrole = \"arn:aws:iam::123456789012:role/r\"\npolicy = \"p.json\"\n";
     let long = format!("{{\"Statement\":[\"{}\"]}}", "x".repeat(2048));
     for (content, expected) in [("{", "is no JSON"), ("{}", "has no Statement"), (&long, "longer than 2048")]
@@ -262,7 +262,7 @@ fn a_session_policy_is_trusted_with_the_file_that_names_it() {
 }
 
 #[test]
-fn a_policy_is_a_small_file_that_nobody_else_writes() {
+fn a_policy_must_be_a_small_file_that_only_its_owner_writes() {
     let text = "[aws]\nprofile = \"dev\"\n[identity.a.aws]\nrole = \"arn:aws:iam::123456789012:role/r\"\npolicy = \"p.json\"\n";
     let home = Home::new(text);
     let file = home.0.join(".config/kfp-creds/p.json");
@@ -285,7 +285,7 @@ fn a_projects_file_enables_no_cloud_before_it_is_trusted() {
     let env = Environment { variables: own.into_iter().collect(), cwd: home.0.join("project") };
     let told = config::resolve(&Overrides::default(), &env).unwrap_err().to_string();
     assert!(told.contains("`aws.profile`") && told.contains("kfp-creds config trust"), "{told}");
-    // The clouds are the user's own, but what the login is used for is the project's choice.
+    // The clouds come from the user's own file, but the project's file chooses what the login is used for.
     fs::write(home.0.join(".config/kfp-creds/config.toml"), "").unwrap();
     let parts = "[identity.a.aws]\nrole = \"arn:aws:iam::123456789012:role/admin\"\npolicy_arns = []\nlifetime = \"1h\"\n\
                  tags = true\nsource_identity = \"me\"\nexternal_id = \"xx\"\n[identity.a.azure]\nresources = []\n\

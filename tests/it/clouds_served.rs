@@ -34,7 +34,7 @@ fn kinds(lease: &kfp_creds::registry::Lease) -> Vec<TokenKind> {
 }
 
 #[tokio::test]
-async fn a_session_is_one_for_both_forms_and_on_the_lease() {
+async fn both_aws_endpoints_serve_one_session_kept_on_the_lease() {
     let clouds = Clouds::start().await;
     let lease = clouds.lease(2, &clouds::identity());
     let first = clouds.ask(2, &container(2), &[]).await;
@@ -52,7 +52,7 @@ async fn a_session_is_one_for_both_forms_and_on_the_lease() {
     assert_eq!(*clouds.aws.asked.lock().unwrap(), ["kfp-load-data-000000000000"]);
     assert_eq!(kinds(&lease), [TokenKind::AwsSession]);
     assert_eq!(clouds.counted("ok"), 2);
-    // Google is there as before, and AWS's tree does not look like it.
+    // Google's tree is unchanged, and AWS's answers have none of its headers.
     assert!(!first.headers.contains_key("metadata-flavor"));
     let google = clouds.ask(2, "GET /", &[]).await;
     assert_eq!(
@@ -62,7 +62,7 @@ async fn a_session_is_one_for_both_forms_and_on_the_lease() {
 }
 
 #[tokio::test]
-async fn secrets_and_tokens_of_a_lease_are_worth_nothing_elsewhere() {
+async fn secrets_and_tokens_of_a_lease_are_refused_elsewhere() {
     let clouds = Clouds::start().await;
     let identity = clouds::identity();
     clouds.lease(2, &identity);
@@ -75,7 +75,7 @@ async fn secrets_and_tokens_of_a_lease_are_worth_nothing_elsewhere() {
     assert_eq!(clouds.ask(3, &app_service, &[("X-IDENTITY-HEADER", "secret-2")]).await.status, 401);
     assert_eq!(clouds.aws.calls.load(Ordering::SeqCst) + clouds.azure.calls.load(Ordering::SeqCst), 0);
     assert_eq!(clouds.ask(2, CREDENTIALS, &header).await.status, 200);
-    // Another container at the same address has another lease.
+    // Another container at the same address gets another lease.
     clouds.lease(2, &identity);
     assert_eq!(clouds.ask(2, CREDENTIALS, &header).await.status, 401);
 }
@@ -93,7 +93,11 @@ async fn a_refused_session_says_why_in_each_form() {
     let refused = imds(&clouds, 2).await;
     assert_eq!((refused.status.as_u16(), &refused.json()["Code"]), (200, &"AccessDenied".into()));
     assert_eq!(refused.json()["Message"], "sts:AssumeRole is missing");
-    assert_eq!((clouds.counted("refused"), clouds.counted("ok")), (2, 0), "a refusal in a 200 counts as one");
+    assert_eq!(
+        (clouds.counted("refused"), clouds.counted("ok")),
+        (2, 0),
+        "a refusal in a 200 is counted as a refusal"
+    );
     let past = clouds.recorder.history().read();
     let refusal = past.refusals.back().unwrap();
     assert_eq!(
@@ -103,7 +107,7 @@ async fn a_refused_session_says_why_in_each_form() {
 }
 
 #[tokio::test]
-async fn temporary_failures_are_unavailable_in_each_form() {
+async fn temporary_failures_are_503_in_each_form() {
     let clouds = Clouds::start().await;
     clouds.lease(2, &clouds::identity());
     clouds.aws.set(Script::Fail("STS did not answer"));
@@ -144,16 +148,16 @@ async fn a_busy_upstream_gives_clients_a_retry_after() {
             assert!((55..=60).contains(&left), "{left}");
         }
     }
-    assert!(began.elapsed().as_secs() < 2, "nobody is held for a minute that is known");
+    assert!(began.elapsed().as_secs() < 2, "a request is held although the waiting time is known");
     let calls = |source: &clouds::Scripted| source.calls.load(Ordering::SeqCst);
     assert_eq!((calls(&clouds.aws), calls(&clouds.azure)), (1, 1), "it was asked again before its time");
-    // What is not known to pass says nothing of a time.
+    // A permanent failure has no Retry-After.
     clouds.aws.set(Script::Refuse("no"));
     clouds.lease(3, &clouds::identity());
     assert!(!clouds.ask(3, &container(3), &[]).await.headers.contains_key("retry-after"));
 }
 
-/// The mint's part: a token that arrives after its lease has ended is not sent, nor put on a lease.
+/// The mint's part: it does not send a token that arrives after its lease has ended, nor put it on a lease.
 #[tokio::test]
 async fn a_cut_off_between_mint_and_reply_sends_no_byte() {
     let app_service = format!("{APP_SERVICE}{STORAGE}");
@@ -196,7 +200,10 @@ async fn a_token_of_azure_is_given_for_listed_resources_alone() {
         for answer in [app, machine] {
             assert_eq!(answer.status, 200, "{answer:?}");
             let json = answer.json();
-            assert_eq!(json["access_token"], "canary-azure-1", "one slash makes no other token");
+            assert_eq!(
+                json["access_token"], "canary-azure-1",
+                "a trailing slash must not cause another token"
+            );
             assert_eq!(json["client_id"], "client-of-source");
             let number = |key: &str| json[key].as_str().unwrap().parse::<u64>().unwrap();
             assert!((3590..=3600).contains(&number("expires_in")), "{json}");
@@ -238,7 +245,7 @@ async fn invalid_resources_are_refused_before_any_request() {
 }
 
 #[tokio::test]
-async fn the_rate_of_an_identity_is_that_of_all_its_clouds() {
+async fn the_rate_limit_of_an_identity_covers_all_its_clouds() {
     let clouds = Clouds::start().await;
     clouds.lease(2, &Identity { rate: Some(2), ..clouds::identity() });
     assert_eq!(clouds.ask(2, &container(2), &[]).await.status, 200);
@@ -256,7 +263,7 @@ async fn the_rate_of_an_identity_is_that_of_all_its_clouds() {
         let left: u64 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
         assert!((50..=60).contains(&left), "{answer:?}");
     }
-    // gcloud survives no other status here, and a 404 is no answer that may pass.
+    // gcloud accepts only this status here, and a 404 is not a temporary failure.
     let id = clouds.ask(2, &token("identity?audience=x"), &flavor).await;
     assert!(id.status == 404 && !id.headers.contains_key("retry-after"), "{id:?}");
 }
@@ -333,7 +340,7 @@ async fn a_wrong_secret_is_audited_and_a_bare_probe_is_not() {
 }
 
 #[tokio::test]
-async fn behind_a_capability_no_second_secret_is_needed() {
+async fn the_secret_path_replaces_the_secret_of_a_lease() {
     let clouds = Clouds::start().await;
     let capability = Some(Secret::new("capability".to_string()));
     let at =
@@ -351,7 +358,7 @@ async fn behind_a_capability_no_second_secret_is_needed() {
     assert_eq!(ask_at(at, &azure, &[("X-IDENTITY-HEADER", "capability")]).await.status, 200);
     assert_eq!(ask_at(at, &azure, &[("X-IDENTITY-HEADER", "other")]).await.status, 401);
 
-    // With a wrong one no path is there, whatever is asked.
+    // With a wrong secret every path answers 404, whatever the request.
     for wrong in [
         "GET /wrong/v2/credentials",
         "GET /wrong/latest/meta-data/iam/security-credentials/loader",
@@ -367,7 +374,7 @@ async fn behind_a_capability_no_second_secret_is_needed() {
 }
 
 #[tokio::test]
-async fn an_open_listener_has_no_form_that_a_bare_get_opens() {
+async fn an_open_listener_gives_no_credentials_for_a_bare_get() {
     let clouds = Clouds::start().await;
     let at = clouds
         .listen(LoopbackCallers::Local { identity: Arc::new(clouds::identity()), capability: None })
@@ -397,7 +404,7 @@ async fn a_container_on_loopback_has_a_path_of_its_own() {
         let nobody = format!("GET /{}/{behind}", other.segment());
         assert_eq!(ask_at(at, &nobody, &[]).await.status, 404, "{behind}");
     }
-    // The header may be the secret of the path, or that in the environment of the container.
+    // The header may hold the secret of the path, or the one in the container's environment.
     for header in [one.segment(), "secret-2"] {
         let line = format!("{}{STORAGE}", APP_SERVICE.replace("/msi", &format!("/{}/msi", one.segment())));
         assert_eq!(ask_at(at, &line, &[("X-IDENTITY-HEADER", header)]).await.status, 200);
@@ -409,7 +416,7 @@ async fn deviations(at: std::net::SocketAddr) -> (serde_json::Value, Vec<String>
     deviations_at(format!("http://{at}"), vec![]).await
 }
 
-/// The same with a path and variables.
+/// The same, with a path and variables.
 async fn deviations_at(target: String, env: Vec<(&'static str, String)>) -> (serde_json::Value, Vec<String>) {
     let asking = tokio::task::spawn_blocking(move || {
         let folder = Folder::new("conformance");
@@ -423,7 +430,7 @@ async fn deviations_at(target: String, env: Vec<(&'static str, String)>) -> (ser
 }
 
 #[tokio::test]
-async fn conformance_runs_the_cases_of_the_clouds_that_are_there() {
+async fn conformance_runs_the_cases_of_the_clouds_that_answer() {
     let clouds = Clouds::start().await;
     let all = Identity { aws: clouds::identity().aws, azure: Some(Arc::default()), ..Identity::default() };
     let none = Identity { aws: None, azure: None, ..all.clone() };
@@ -458,7 +465,7 @@ async fn conformance_runs_the_cases_of_forms_whose_secret_is_known() {
     let count = |report: &serde_json::Value| report["conforming"].as_u64().unwrap();
     assert_eq!(count(&with), count(&without) + 18 + 9, "{with}");
 
-    // A wrong server, of which a container's variables say that it is there.
+    // A wrong server that a container's variables point to.
     let at = wrong_server().await;
     let env = vec![
         ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{at}/creds")),
@@ -474,7 +481,7 @@ async fn conformance_runs_the_cases_of_forms_whose_secret_is_known() {
     assert!(!report.to_string().contains("canary"), "{report}");
 }
 
-/// A server that has IMDSv1, no lifetime in its reply, and Google's header everywhere.
+/// A server that serves IMDSv1, sends no lifetime, and sets Google's header everywhere.
 async fn wrong_server() -> std::net::SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();

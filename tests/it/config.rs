@@ -50,12 +50,12 @@ impl Place {
         config::resolve(&flags, &self.env(env)).map_err(|problems| self.plain(&problems.to_string()))
     }
 
-    /// Messages without this directory's name.
+    /// Messages without the name of this directory.
     fn plain(&self, text: &str) -> String {
         text.replace(&format!("{}/", self.0.display()), "")
     }
 
-    /// The program itself, in `project/deep/er`, with nothing but this environment.
+    /// Runs the program itself in `project/deep/er`, with only this environment.
     fn program(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_kfp-creds"))
             .args(arguments)
@@ -77,7 +77,7 @@ fn flags() -> Overrides {
     Overrides::default()
 }
 
-/// The flags of these keys.
+/// The flags for these keys.
 fn given(keys: &[(&'static str, &str)]) -> Overrides {
     let keys = keys.iter().map(|(path, value)| (*path, (*value).to_owned())).collect();
     Overrides { keys, ..flags() }
@@ -88,7 +88,7 @@ fn reject(place: &Place, env: &[(&str, &str)], flags: Overrides) -> String {
 }
 
 #[test]
-fn without_a_file_the_defaults_count() {
+fn without_a_file_the_defaults_apply() {
     let config = Place::new().resolve(&[], flags()).unwrap();
     assert_eq!(config.source, SourceChoice::Adc { file: None });
     assert_eq!((config.file, config.project, config.engine), (None, None, None));
@@ -104,7 +104,7 @@ fn without_a_file_the_defaults_count() {
 }
 
 #[test]
-fn the_nearest_file_counts_and_it_alone() {
+fn only_the_nearest_file_is_read() {
     let place = Place::new();
     let project = || place.resolve(&[], flags()).unwrap().project;
     place.write("home/.config/kfp-creds/config.toml", "project = \"user\"\nzone = \"z\"");
@@ -129,7 +129,7 @@ fn the_nearest_file_counts_and_it_alone() {
 }
 
 #[test]
-fn flags_win_over_variables_over_the_file() {
+fn flags_override_variables_and_these_the_file() {
     let place = Place::new();
     place.write(
         "project/kfp-creds.toml",
@@ -164,7 +164,7 @@ fn flags_win_over_variables_over_the_file() {
 }
 
 #[test]
-fn credentials_are_replaced_as_a_pair() {
+fn credentials_and_their_file_are_overridden_together() {
     let place = Place::new();
     let own = "home/.config/kfp-creds/config.toml";
     let source = |env: &[(&str, &str)], flags| place.resolve(env, flags).unwrap().source;
@@ -210,7 +210,7 @@ fn rules_choose_identities() {
     assert_eq!(
         account("reader"),
         Some("all@my-project.iam.gserviceaccount.com"),
-        "impersonate is for the rest"
+        "impersonate applies to the other identities"
     );
     assert_eq!(account("default"), account("reader"));
     assert_eq!(config.identities["loader"].lifetime, Duration::from_secs(1800));
@@ -247,7 +247,7 @@ fn config_messages_are_those_of_the_golden_files() {
     assert!(cases > 15, "only {cases} cases found");
 }
 
-/// Nothing that a service would take; made when the test runs.
+/// A key that no service accepts; made when the test runs.
 fn key() -> String {
     let (dashes, label) = ("-".repeat(5), ["PRIVATE", "KEY"].join(" "));
     let body = "MIIEvQIBADANBgkqhkiG9w0BAQEFcAnArY".repeat(6);
@@ -277,7 +277,7 @@ fn keys_in_configured_mounts_are_all_reported_at_the_start() {
         assert!(said.contains(wanted), "{wanted}\n{said}");
     }
     assert!(!said.contains("clean") && !said.contains("cAnArY"), "{said}");
-    // A word is a volume of the engine; a session looks at it.
+    // A source without a slash is a volume of the engine; the session checks it.
     assert!(!said.contains("mount[1]"), "{said}");
     for mode in ["off", "warn"] {
         place.write(
@@ -295,7 +295,8 @@ fn keys_in_configured_mounts_are_all_reported_at_the_start() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// In a container the machine's root is a directory: sources are found there, and have that machine's names.
+/// In a container, the machine's root is mounted at a directory: sources are found there, and named by the
+/// paths of that machine.
 #[test]
 fn mounts_are_paths_of_the_engines_machine() {
     let place = Place::new();
@@ -303,7 +304,7 @@ fn mounts_are_paths_of_the_engines_machine() {
     place.write("host/srv/data/rows.csv", "1,2\n");
     place.write("host/home/you/pipelines/here/rows.csv", "1,2\n");
     place.write("host/srv/keys/id.pem", &key());
-    // To that machine this is its own /srv, whatever is at /srv here.
+    // On that machine the link leads to its own /srv, whatever is at /srv here.
     symlink("/srv/data", place.path("host/link")).unwrap();
     let mounts = |sources: &[&str]| {
         let one = |(number, source)| format!("[[mount]]\nsource = \"{source}\"\ntarget = \"/in/{number}\"\n");
@@ -326,7 +327,7 @@ fn mounts_are_paths_of_the_engines_machine() {
         ]
     );
     assert!(config.unverified.is_empty(), "{:?}", config.unverified);
-    // What is there for this program alone is not on that machine.
+    // Paths that only this program sees do not exist on that machine.
     let wrong = resolved(below, &[&root, "/srv/keys", "./nothing"]).unwrap_err();
     assert!(wrong.contains("host cannot be mounted"), "{wrong}");
     assert!(wrong.contains("/srv/keys holds a private key at /srv/keys/id.pem; mount"), "{wrong}");
@@ -337,13 +338,13 @@ fn mounts_are_paths_of_the_engines_machine() {
         "{elsewhere}"
     );
     assert!(!elsewhere.contains("mount[1]"), "{elsewhere}");
-    // The home of this program is not that of anybody on that machine.
+    // This program's home belongs to nobody on that machine.
     let home = resolved(below, &["~/data"]).unwrap_err();
     assert!(home.contains("starts at your home, which is not below the host root"), "{home}");
 }
 
 #[test]
-fn other_accounts_of_an_identity_are_accounts_without_repeats() {
+fn other_accounts_of_an_identity_are_valid_and_unique() {
     let place = Place::new();
     let write = |others: &str| {
         place.write(
@@ -394,7 +395,7 @@ fn a_projects_file_names_no_endpoint_before_it_is_trusted() {
                    `endpoints.token` (line 5), `endpoints.universe` (line 6) has effect in a project's file only once you trust \
                    it; read it, then run: kfp-creds config trust";
     assert_eq!(reject(&place, &[], flags()), refused);
-    // Neither a variable nor a flag that says something else makes the file better.
+    // A variable or flag that overrides the file's key does not make the file trusted.
     let over = given(&[("credentials", "offline")]);
     assert_eq!(reject(&place, &[], over), refused);
 
@@ -410,7 +411,7 @@ fn a_projects_file_names_no_endpoint_before_it_is_trusted() {
     assert_eq!(config.endpoints.universe.as_deref(), Some("evil.example"));
     assert_eq!(config.source, SourceChoice::Adc { file: Some(place.path("project/key.json")) });
 
-    // Another content is not trusted, nor is the same content in another place.
+    // Trust covers neither other content nor the same content in another place.
     place.write("project/kfp-creds.toml", &GUARDED.replace("key.json", "other.json"));
     assert_eq!(reject(&place, &[], flags()), refused);
     place.write("project/kfp-creds.toml", GUARDED);
@@ -419,7 +420,7 @@ fn a_projects_file_names_no_endpoint_before_it_is_trusted() {
     assert_eq!(reject(&place, &[], flags()), refused.replace("project/", "project/deep/"));
     fs::remove_file(place.path("project/deep/kfp-creds.toml")).unwrap();
 
-    // Trusting it again replaces its line; the list is the user's alone.
+    // Trusting the file again replaces its line; only the user can read the list.
     place.write("project/kfp-creds.toml", &format!("{GUARDED}\n"));
     config::trust(&flags(), &env).unwrap();
     let list = place.path("home/.local/state/kfp-creds/trusted");
@@ -430,7 +431,7 @@ fn a_projects_file_names_no_endpoint_before_it_is_trusted() {
     assert_eq!(fs::metadata(list.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
     assert!(place.resolve(&[], flags()).is_ok());
 
-    // A list that others can write proves nothing.
+    // A list that others can write is not believed.
     fs::set_permissions(&list, fs::Permissions::from_mode(0o602)).unwrap();
     let refused =
         "home/.local/state/kfp-creds/trusted: everybody can write it, so it proves nothing; remove it";
@@ -458,7 +459,7 @@ fn the_users_own_files_need_trust_only_if_others_can_write() {
     fs::remove_file(&project).unwrap();
     assert_eq!(reject(&place, &[], flags()), format!("home/.config/kfp-creds/config.toml: {names}"));
     fs::write(&own, "project = \"fine\"").unwrap();
-    assert!(place.resolve(&[], flags()).is_ok(), "the other keys may be said by anybody");
+    assert!(place.resolve(&[], flags()).is_ok(), "the other keys need no trust");
 }
 
 #[test]
@@ -481,7 +482,7 @@ fn odd_files_are_refused_and_not_skipped() {
         reject(&place, &[], flags()),
         "project/kfp-creds.toml: is not UTF-8 in line 2; save it as UTF-8"
     );
-    // Another kind of file: a person reads the first problems.
+    // A file of another kind gives thousands of problems, and a person sees the first 50.
     let many: String = (0..3000).map(|number| format!("entry{number} = 1\n")).collect();
     fs::write(&file, many).unwrap();
     let said = reject(&place, &[], flags());
@@ -490,7 +491,7 @@ fn odd_files_are_refused_and_not_skipped() {
     fs::write(&file, "#".repeat((1 << 20) + 1)).unwrap();
     assert_eq!(reject(&place, &[], flags()), "project/kfp-creds.toml: is larger than 1 MiB");
     fs::remove_file(&file).unwrap();
-    // Opening a pipe for reading waits for a writer, if one lets it.
+    // Opening a pipe for reading would wait for a writer.
     assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
     assert_eq!(reject(&place, &[], flags()), "project/kfp-creds.toml: is not a file");
     fs::remove_file(&file).unwrap();
@@ -500,7 +501,7 @@ fn odd_files_are_refused_and_not_skipped() {
 }
 
 #[test]
-fn init_check_and_trust_from_the_command_line() {
+fn init_check_and_trust_work_from_the_command_line() {
     let place = Place::new();
     let said = |arguments: &[&str]| {
         let output = place.program(arguments);
@@ -515,7 +516,7 @@ fn init_check_and_trust_from_the_command_line() {
     assert_eq!(said(&["config", "init"]), (78, exists.into()));
     assert_eq!(said(&["config", "check"]).0, 0, "the starter is a good config");
 
-    // And it is a good one with every line of it in effect.
+    // The starter is also valid with every commented line in effect.
     let file = place.path("project/deep/er/kfp-creds.toml");
     let starter = fs::read_to_string(&file).unwrap();
     let lines = starter.lines().map(|line| match line.strip_prefix("# ") {
@@ -563,21 +564,17 @@ fn the_reference_is_up_to_date() {
     let text = config::reference();
     if fs::read_to_string(&path).unwrap_or_default() != text {
         fs::write(&path, text).unwrap();
-        panic!(
-            "docs/reference/config.md was not what the keys say; it is rewritten now, look at the difference"
-        );
+        panic!("docs/reference/config.md was out of date; it is rewritten now, look at the difference");
     }
 }
 
 #[test]
-fn the_schema_is_up_to_date_and_knows_what_the_program_knows() {
+fn the_schema_is_up_to_date_and_refuses_unknown_keys() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/kfp-creds.schema.json");
     let text = config::schema();
     if fs::read_to_string(&path).unwrap_or_default() != text {
         fs::write(&path, &text).unwrap();
-        panic!(
-            "docs/kfp-creds.schema.json was not what the keys say; it is rewritten now, look at the difference"
-        );
+        panic!("docs/kfp-creds.schema.json was out of date; it is rewritten now, look at the difference");
     }
     let schema: serde_json::Value = serde_json::from_str(&text).unwrap();
     let at = |pointer: &str| schema.pointer(pointer).unwrap_or_else(|| panic!("{pointer}"));
@@ -586,7 +583,7 @@ fn the_schema_is_up_to_date_and_knows_what_the_program_knows() {
     assert_eq!(at("/properties/rule/items/required"), &serde_json::json!(["identity"]));
     assert_eq!(at("/properties/mount/items/required"), &serde_json::json!(["target"]));
     assert_eq!(at("/properties/guard/properties/mode/enum"), &serde_json::json!(["deny", "warn", "off"]));
-    // Whatever the documents show as config is one by the schema, and an unknown key is none.
+    // The config that the documents show is valid by the schema, and an unknown key is not.
     let good = fs::read_to_string(path.with_file_name("../tests/golden/config/good.toml")).unwrap();
     let good: toml::Value = toml::from_str(&good).unwrap();
     assert_eq!(unknown(&good, &schema), None);
@@ -594,7 +591,7 @@ fn the_schema_is_up_to_date_and_knows_what_the_program_knows() {
     assert_eq!(unknown(&bad, &schema).as_deref(), Some("scope"));
 }
 
-/// A key of `value` that the schema does not have; enough of a validator for closed objects.
+/// A key of `value` that the schema does not have; this validates just enough for closed objects.
 fn unknown(value: &toml::Value, schema: &serde_json::Value) -> Option<String> {
     match value {
         toml::Value::Array(all) => all.iter().find_map(|one| unknown(one, &schema["items"])),
@@ -670,7 +667,7 @@ fn docker_contexts_are_followed() {
         );
         place.write(&format!("{directory}/contexts/meta/{digest}/meta.json"), &meta);
     };
-    // What `printf NAME | sha256sum` says.
+    // The output of `printf NAME | sha256sum`.
     let local = "25bf8e1a2393f1108d37029b3df5593236c755742ec93465bbafa9b290bddcf6";
     context("home/.docker", "local", local, &format!("unix://{}", socket.display()));
     let found = |env: &[(&str, &str)]| {
@@ -690,7 +687,7 @@ fn docker_contexts_are_followed() {
     assert_eq!(other().unwrap().to_string(), "ssh://user@host");
     context("elsewhere", "local", local, "tcp://host:2376");
     assert!(other().unwrap_err().contains("is TCP without TLS"), "{:?}", other());
-    // Its own certificates make it TLS.
+    // With certificates of its own, the context uses TLS.
     let tls = format!("elsewhere/contexts/tls/{local}/docker");
     for file in ["ca.pem", "cert.pem", "key.pem"] {
         place.write(&format!("{tls}/{file}"), "");
@@ -704,7 +701,7 @@ fn docker_contexts_are_followed() {
 }
 
 #[test]
-fn an_engine_on_tcp_has_tls_or_the_operator_s_word() {
+fn an_engine_on_tcp_needs_tls_or_the_operators_consent() {
     let place = Place::new();
     let found = |plain: bool, env: &[(&str, &str)]| engine::endpoint(None, plain, &place.env(env));
     let host = ("DOCKER_HOST", "tcp://10.0.0.1");
@@ -736,7 +733,7 @@ fn an_engine_on_tcp_has_tls_or_the_operator_s_word() {
     assert_eq!(ssh.unwrap().to_string(), "ssh://me@host:22/run/d.sock");
 }
 
-/// A session that reads its config again says so of these, because it goes on with what it started with.
+/// A session that reads its config again names these keys, because it keeps the values that it started with.
 #[test]
 fn keys_that_only_a_new_session_reads_are_named() {
     let place = Place::new();

@@ -1,5 +1,5 @@
-//! `kfp-creds conformance`: its cases are those of the golden files, our own server has no deviation, and one that
-//! is wrong is told how.
+//! `kfp-creds conformance`: its cases are the golden files, our own server has no deviation, and the report
+//! lists the deviations of a wrong server.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,8 @@ use crate::support::golden::{ACCESS_TOKEN, Case, IDENTITY_TOKEN, cases};
 use crate::support::listening::Listening;
 use crate::support::session::{Folder, program};
 
-/// What only the golden view has, or a wire with its own address: no other server can answer these.
+/// Words of cases that depend on the golden view or on an address of their own: no other server can answer
+/// these.
 const OURS: [&str; 12] = [
     "golden",
     "123-compute",
@@ -24,18 +25,18 @@ const OURS: [&str; 12] = [
     "last_etag",
     "attributes/",
     "guest-attributes",
-    // What comes of it depends on the credential.
+    // The answer depends on the credential.
     "enforce_scopes=true",
     "enforce_scopes=Y",
-    // Google has no such path, and we have another cloud there.
+    // Google has no such path, and we serve another cloud there.
     "/latest/",
 ];
 
-/// What every server answers to this case, in the form of `cases.txt`; nothing where that cannot be said.
+/// What every server answers to this case, in the format of `cases.txt`; `None` if servers may differ.
 fn compact(case: &Case) -> Option<String> {
     let request = String::from_utf8(case.request.clone()).unwrap();
     let (line, headers) = request.trim_end().split_once("\r\n").unwrap_or_else(|| (request.trim_end(), ""));
-    // Below a path there is no absolute form, and a wait is time that nobody has.
+    // Behind a secret path there is no absolute form, and a case that waits would take too long.
     let waits = case.waits.is_some() || line.contains(" http://");
     let ours = OURS.iter().any(|word| request.contains(word));
     if case.step_only.is_some() || case.given.is_some() || waits || ours {
@@ -85,7 +86,7 @@ fn shape(case: &Case) -> String {
         };
     }
     if body.contains('\n') {
-        // Of lists and of recursions as text the paths are every server's, the values are not.
+        // In lists and in recursive text replies, every server has the same paths, but its own values.
         let listing = body.lines().all(|line| !line.contains(' ') && !line.starts_with("http"));
         let lines: Vec<&str> = body.lines().filter(|line| listing && !own(line)).collect();
         return format!("lines={}", lines.join(","));
@@ -127,7 +128,7 @@ fn our_own_server_has_no_deviation() {
     assert!(out.status.success() && report["conforming"].as_u64().unwrap() > 100, "{said}");
     assert_eq!(report["deviations"], Value::Array(vec![]));
 
-    // Behind its path as well; the path is a secret, and is not in the report.
+    // It works behind a secret path too, and the report does not contain the path.
     let guarded = Listening::guarded("");
     let (out, said) = conformance(&format!("http://{}", guarded.place), &[]);
     assert_eq!(out.status.code(), Some(0), "{said}");
@@ -135,8 +136,8 @@ fn our_own_server_has_no_deviation() {
     assert!(!said.contains(secret) && said.contains("skipped"), "{said}");
 }
 
-/// A server that is wrong in ways that others were: no check of the header, HTML in the place of 404, a token
-/// with its life as text, a number with a newline, directories that do not redirect.
+/// A server with mistakes that other servers made: no check of the header, HTML with a 404, a token whose
+/// lifetime is a string, a number with a newline, directories without a redirect.
 fn wrong_server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
@@ -190,7 +191,7 @@ fn deviations_of_a_server_are_listed() {
     assert!(of("project-id").contains("content type"), "{said}");
     assert!(of("zone").contains("Metadata-Flavor"), "{said}");
     assert!(of("accounts-without-slash").contains("expected 301"), "{said}");
-    assert!(!said.contains("canary"), "tokens are looked at and not shown");
+    assert!(!said.contains("canary"), "the report must not show a token");
     let (_, said) = conformance(&format!("http://{at}"), &[]);
     assert!(
         said.contains("!!  token: GET /computeMetadata/v1/instance/service-accounts/default/token: "),
@@ -206,7 +207,7 @@ fn conformance_needs_a_target_that_answers() {
     for bad in ["https://127.0.0.1:1", "127.0.0.1:1", "http://user@127.0.0.1:1"] {
         assert_eq!(conformance(bad, &[]).0.status.code(), Some(64), "{bad}");
     }
-    // No target is looked for, whatever the environment says.
+    // The environment does not provide a target.
     let folder = Folder::new("conformance");
     let mut command = program(&folder.0);
     let out = command.arg("conformance").env("GCE_METADATA_HOST", free.to_string()).output().unwrap();

@@ -1,10 +1,10 @@
-//! What the lock file may hold: one TLS provider, one HTTP stack, no bridge through which dependencies
-//! print secrets, no crate twice without a reason.
+//! What the lock file may contain: one TLS provider, one HTTP stack, no bridge that carries the log of
+//! dependencies, and their secrets, into ours, and no crate twice without a reason.
 
 use std::collections::BTreeMap;
 use std::process::Command;
 
-/// Twice on purpose, each with its reason.
+/// Crates that are present twice on purpose, each with its reason.
 const TWICE: [(&str, &str); 0] = [];
 
 const BANNED: [(&str, &str); 7] = [
@@ -31,7 +31,7 @@ const LICENCES: [&str; 11] = [
     "bzip2-1.0.6",
 ];
 
-/// Crates that this target really builds, with versions, licences and features, as cargo resolves them.
+/// Crates that cargo really builds for this target, with versions, licences and features.
 fn tree() -> Vec<(String, String, String, String)> {
     tree_with(&[])
 }
@@ -70,7 +70,7 @@ fn tree_with(features: &[&str]) -> Vec<(String, String, String, String)> {
 }
 
 #[test]
-fn no_banned_crate_and_none_twice() {
+fn no_crate_is_banned_or_present_twice() {
     let mut versions: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut wrong = Vec::new();
     for (name, version, _, features) in tree() {
@@ -93,9 +93,9 @@ fn no_banned_crate_and_none_twice() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What runs in the engine can be read as a whole: it moves bytes, and has nothing that parses or encrypts.
+/// The program in the engine is small enough to read: it moves bytes, and does not parse or encrypt.
 #[test]
-fn the_relay_s_own_program_has_what_moves_bytes_and_no_more() {
+fn the_relay_program_depends_only_on_what_moves_bytes() {
     let tree = tree_with(&["--no-default-features", "--features", "relay", "--edges", "normal"]);
     let names: std::collections::BTreeSet<&str> = tree.iter().map(|(name, ..)| name.as_str()).collect();
     for needed in ["hyper", "tokio", "rustix"] {
@@ -123,7 +123,7 @@ fn licences_of_dependencies_are_on_the_list() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Every direct dependency has its line, with its reason, in docs/ARCHITECTURE.md, and no line is left over.
+/// Every direct dependency has a line with its reason in docs/ARCHITECTURE.md, and no line is left over.
 #[test]
 fn every_dependency_has_its_line_in_architecture() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));

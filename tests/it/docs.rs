@@ -1,4 +1,5 @@
-//! What the documents say of the program holds: examples are accepted, quoted messages exist, files are there.
+//! What the documents claim about the program is true: it accepts the examples, quoted messages exist, and so
+//! do files.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,7 +27,7 @@ fn read(name: &str) -> String {
     fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// `config check` of a file, away from every other config.
+/// Runs `config check` on a file, with no other config in reach.
 fn check(text: &str) -> Output {
     let folder = Folder::new("docs");
     fs::write(folder.0.join("kfp-creds.toml"), text).unwrap();
@@ -45,7 +46,7 @@ fn accepted(text: &str) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// The blocks of `text` that are fenced as `kind`.
+/// The fenced blocks of `text` with the language `kind`.
 fn fenced<'a>(text: &'a str, kind: &str) -> Vec<&'a str> {
     let opened = text.split("\n```").skip(1).step_by(2);
     opened.filter_map(|block| block.strip_prefix(kind)?.strip_prefix('\n')).collect()
@@ -74,13 +75,14 @@ fn the_readmes_config_has_the_stated_effect() {
     }
 }
 
-/// Every message in the table of docs/guide/troubleshooting.md is one that the program can say: what stands between the dots
-/// is in its source.
+/// The program can print every message in the table of docs/guide/troubleshooting.md: the parts between the
+/// dots are in its source.
 #[test]
-fn the_messages_of_troubleshooting_are_the_programs() {
+fn messages_of_troubleshooting_exist_in_the_program() {
     let mut source = String::new();
     walk(&root().join("src"), "rs", &mut |path| source.push_str(&fs::read_to_string(path).unwrap()));
-    // A literal may go on in the next line behind a backslash, and name its values where the table has dots.
+    // A string literal may continue on the next line after a backslash, and has placeholders where the table
+    // has dots.
     let source = source.replace("\\\"", "\"");
     let lines: Vec<&str> = source.lines().map(str::trim_start).collect();
     let source = lines.join("\n").replace("\\\n", "");
@@ -97,7 +99,7 @@ fn the_messages_of_troubleshooting_are_the_programs() {
     assert!(wrong.is_empty(), "nothing in src says: {wrong:#?}");
 }
 
-/// All documents, not only those that are read from beginning to end.
+/// All documents, not only the handbooks.
 fn documents() -> Vec<String> {
     let mut found: Vec<String> =
         HANDBOOKS.into_iter().filter(|book| !book.contains('/')).map(String::from).collect();
@@ -109,14 +111,14 @@ fn documents() -> Vec<String> {
 }
 
 #[test]
-fn files_that_the_documents_name_are_there() {
+fn files_that_the_documents_name_exist() {
     let mut wrong = Vec::new();
     for book in documents() {
         let text = read(&book);
         let words = text.split(|c: char| c.is_whitespace() || "`()[]|,;:\"".contains(c));
         for word in words.map(|word| word.trim_end_matches('.')).collect::<BTreeSet<_>>() {
             let ours = ["src/", "tests/", "scripts/", "examples/", "deploy/", ".ci/"];
-            // Elsewhere, folders are examples from a project of the reader's.
+            // In other documents, folders may be examples from the reader's own project.
             let meant = HANDBOOKS.contains(&book.as_str()) || word.ends_with(".rs");
             let named = meant && ours.iter().any(|folder| word.starts_with(folder));
             if named && !root().join(word).exists() {
@@ -127,8 +129,8 @@ fn files_that_the_documents_name_are_there() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// The table of engines is made by `scripts/test --record`: it has a column for each engine that the scripts know and
-/// names every group of tests with an engine.
+/// `scripts/test --record` writes the table of engines: it has a column for each engine that the scripts
+/// know, and names every group of tests that need an engine.
 #[test]
 fn the_table_of_engines_has_every_engine_and_every_group() {
     let cells = |line: &str| -> Vec<String> {
@@ -139,7 +141,7 @@ fn the_table_of_engines_has_every_engine_and_every_group() {
     let columns: Vec<&str> = table[0][2..].iter().map(|head| head.split(' ').next().unwrap()).collect();
     let scripts = read("scripts/engines.sh");
     let names = scripts.lines().find_map(|line| line.strip_prefix("engine_names='")).unwrap();
-    // Podman 4 is refused.
+    // kfp-creds refuses Podman 4.
     let names: Vec<&str> =
         names.trim_end_matches('\'').split(' ').filter(|name| *name != "podman-4").collect();
     assert_eq!(columns, names, "docs/internals/engines.md and scripts/engines.sh");
@@ -160,7 +162,7 @@ fn the_table_of_engines_has_every_engine_and_every_group() {
     assert!(table[0][newest].contains(' '), "the newest engine has a version, because its tests ran");
 }
 
-/// `Type::function` beside a file's name: the function is there.
+/// `Type::function` beside the name of a file: the file has that function.
 #[test]
 fn functions_that_the_documents_name_are_where_they_say() {
     let mut found = 0;
@@ -174,13 +176,13 @@ fn functions_that_the_documents_name_are_where_they_say() {
         for (_, function) in named {
             let has = |file: &&&str| read(file).contains(&format!("fn {function}("));
             found += usize::from(!files.is_empty());
-            assert!(files.is_empty() || files.iter().any(has), "`{function}` is not there: {line}");
+            assert!(files.is_empty() || files.iter().any(has), "`{function}` does not exist: {line}");
         }
     }
     assert!(found >= 3, "only {found} functions are named");
 }
 
-/// "Decision 15" in a comment is a number that a reader can look up.
+/// "Decision 15" in a comment is a number in docs/ARCHITECTURE.md.
 #[test]
 fn decisions_that_comments_name_are_written_down() {
     let architecture = read("docs/ARCHITECTURE.md");
@@ -220,7 +222,7 @@ fn every_test_that_the_threats_name_exists() {
     let mut tests = String::new();
     walk(&root().join("tests/it"), "rs", &mut |path| tests.push_str(&fs::read_to_string(path).unwrap()));
     let threats = read("docs/security/threats.md");
-    // Inside backquotes, with at least three words: a test's name.
+    // A name in backquotes with at least three underscores is a test.
     let named = threats.split('`').skip(1).step_by(2).filter(|name| name.matches('_').count() >= 3);
     let named: BTreeSet<&str> = named.filter(|name| !name.contains(|c: char| c.is_uppercase())).collect();
     let missing: Vec<&&str> = named.iter().filter(|name| !tests.contains(&format!("fn {name}()"))).collect();

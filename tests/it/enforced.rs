@@ -1,4 +1,4 @@
-//! `enforce_scopes`: a token of exactly the scopes that were listed, or none, whatever the credential is.
+//! `enforce_scopes`: a token has exactly the listed scopes, or there is none, for every kind of credential.
 
 use serde_json::Value;
 
@@ -23,7 +23,7 @@ impl Fixture {
         let (google, folder) = (FakeGoogle::start(), Folder::new("enforced"));
         let (config, credential) = files(&folder.0, &google, &credential(&google));
         let text = std::fs::read_to_string(&config).unwrap();
-        // Keys of the top go before the first table.
+        // Top-level keys must come before the first table.
         std::fs::write(&config, format!("{more}\n{text}")).unwrap();
         let mut command = program(&folder.0);
         command.env("GOOGLE_APPLICATION_CREDENTIALS", &credential);
@@ -31,7 +31,7 @@ impl Fixture {
         Self { google, server, _folder: folder }
     }
 
-    /// The scopes of the token, as its issuer knows them, or status and body.
+    /// The scopes that the issuer knows for the token, or status and body.
     fn ask(&self, query: &str) -> Result<Vec<String>, String> {
         let (head, body) = self.server.get(&format!("{ACCOUNT}/token?{query}"));
         if !head.starts_with("HTTP/1.1 200") {
@@ -83,7 +83,7 @@ fn a_login_cannot_narrow_but_an_impersonated_account_can() {
         assert!(why.starts_with("403 ") && why.contains("user login") && why.contains(scope), "{why}");
         assert!(why.contains("--impersonate") && !why.contains('\n'), "{why}");
     }
-    assert!(fixture.ask(&format!("scopes={BIGQUERY}")).is_ok(), "without it nothing is different");
+    assert!(fixture.ask(&format!("scopes={BIGQUERY}")).is_ok(), "without the option nothing changes");
 
     let allowed = |google: &FakeGoogle| {
         google.allow("somebody@example.com", RUNNER);

@@ -1,4 +1,4 @@
-//! Our own calls to an engine that does on demand what a real one does seldom.
+//! Our own calls to an engine that does on demand what a real one does rarely.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::support::proxy_fixture::Scratch;
 use crate::support::raw::{Running, until};
 use crate::support::session::{Folder, program};
 
-/// Its exit is over before anybody who asks for the next one is heard.
+/// The container has exited before the engine reads the wait for its next exit.
 #[tokio::test]
 async fn a_container_that_ends_at_once_has_an_exit_code() {
     let scratch = Scratch::new();
@@ -35,10 +35,10 @@ async fn a_container_that_ends_at_once_has_an_exit_code() {
     });
     let engine = Engine::connect(&engine.socket).await.unwrap();
     let ended = tokio::time::timeout(Duration::from_secs(10), engine.run_to_end("probe")).await;
-    assert_eq!(ended.expect("it waits for another end").unwrap(), 7);
+    assert_eq!(ended.expect("it waits for another exit").unwrap(), 7);
 }
 
-/// Two signals are enough, whatever the engine does.
+/// Two signals end the program, whatever the engine does.
 #[test]
 fn a_hanging_engine_ends_in_a_time_out() {
     let (scratch, folder) = (Scratch::new(), Folder::new("hung"));
@@ -88,7 +88,7 @@ async fn unsupported_settings_are_refused_in_one_line() {
     }
 }
 
-/// Whoever may not open the socket is told so, and not to start what runs.
+/// A user who may not open the socket gets advice about rights, not about starting the engine.
 #[test]
 fn missing_rights_differ_from_an_engine_that_does_not_run() {
     use std::os::unix::fs::PermissionsExt;
@@ -113,7 +113,7 @@ fn missing_rights_differ_from_an_engine_that_does_not_run() {
         let out = process.output().unwrap();
         format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
     };
-    // The group of the socket is root's, or this user's own: only a group that has a name is advised.
+    // The socket's group is root's or this user's own, so the message does not advise joining a group.
     for command in ["run", "check"] {
         let told = said(command, 0o600);
         assert!(told.contains("you may not use it"), "{told}");
@@ -126,7 +126,7 @@ fn missing_rights_differ_from_an_engine_that_does_not_run() {
         let told = said("run", 0o660);
         let fix = format!("sudo usermod -aG {name} $USER, then log in again");
         assert!(told.contains(&fix) && told.trim().lines().count() == 1, "{told}");
-        // On its line and at the end, and not once more as what fixes it.
+        // Once on its line and once at the end, and not again as the fix below the line.
         assert_eq!(said("check", 0o660).matches(&fix).count(), 2);
     }
     std::fs::remove_file(&engine.socket).unwrap();
@@ -135,7 +135,7 @@ fn missing_rights_differ_from_an_engine_that_does_not_run() {
     assert!(told.contains("nobody listens: is the engine running?"), "{told}");
 }
 
-/// Docker Desktop's administrators can forbid `docker load`, and isolate containers.
+/// Administrators of Docker Desktop can forbid `docker load`, and can isolate containers.
 #[test]
 fn restrictions_of_docker_desktop_are_named() {
     let (scratch, folder) = (Scratch::new(), Folder::new("desktop"));

@@ -30,7 +30,7 @@ fn explained_by(guard: &str, what: &str) -> (Option<i32>, String) {
     let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/create");
     std::fs::write(folder.0.join("kfp-creds.toml"), CONFIG).unwrap();
     std::fs::write(folder.0.join("list.json"), "[]").unwrap();
-    // What a task of `my-etl` brings besides its name.
+    // The create request of a task of `my-etl`, with the parts that vary.
     let task = |more: serde_json::Value| {
         let output = "/r/my-etl-2026-11-23-06-04-22-567757/extract/executor_output.json";
         let input = serde_json::json!({"outputs": {"outputFile": output}}).to_string();
@@ -184,13 +184,13 @@ fn every_task_of_a_compiled_pipeline_is_explained() {
 }
 
 #[test]
-fn a_file_that_is_not_there_is_told_with_exit_code_66() {
+fn a_missing_file_gives_exit_code_66() {
     for missing in ["/no/such/file", "./no-such-file", "no-such-file.json"] {
         let (code, text) = explained(missing);
         assert_eq!(code, Some(66), "{text}");
         assert!(text.contains(&format!("there is no file {missing}\n")), "{text}");
     }
-    // These can be a container's name, and a task's.
+    // These may be the name of a container or of a task, so they are not taken for files.
     for name in ["/web", "city-sales/extract"] {
         assert_eq!(explained(name).0, Some(64), "{name}");
     }

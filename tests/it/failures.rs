@@ -1,4 +1,4 @@
-//! What fails, who sees what of it, and what recovers: the rows of `docs/internals/failures.md`.
+//! What fails, what client and person see, and what recovers: the rows of `docs/internals/failures.md`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -26,7 +26,7 @@ const AT_ONCE: &str = "there is nothing to recover from";
 const NEVER: &str = "no: start again when it is mended";
 const NEW_LOGIN: &str = "yes: with a new login, within seconds and without a restart";
 
-/// A `serve --listen`, and all that it says to the person.
+/// A `serve --listen`, with everything that it prints for the person.
 struct Listener {
     child: Child,
     at: SocketAddr,
@@ -36,7 +36,7 @@ struct Listener {
 }
 
 impl Listener {
-    /// An error is the exit code and what was said.
+    /// An error has the exit code and the output.
     fn start(mut command: Command, arguments: &[&str], folder: &Path) -> Result<Self, (i32, String)> {
         command.args(["serve", "--listen", "127.0.0.1:0"]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -50,7 +50,7 @@ impl Listener {
         });
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        // The first line is that of the first cloud.
+        // The first line is for the first cloud.
         let place = line.split('=').nth(1).map(|place| place.trim().trim_start_matches("http://").to_owned());
         let Some(place) = place else {
             reading.join().unwrap();
@@ -73,13 +73,13 @@ impl Listener {
         self.said.lock().unwrap().clone()
     }
 
-    /// What was said since, without what every start says.
+    /// The lines printed since `before`, without those of every start.
     fn lines(&self, before: &str) -> String {
         std::thread::sleep(Duration::from_millis(100));
         let said = self.said();
         let lines =
             said.strip_prefix(before).unwrap().lines().filter(|line| !line.ends_with("; Ctrl-C ends it"));
-        // A line of the log begins with its time, and has how many seconds a clock is off.
+        // A line of the log begins with the time, and may end with the seconds by which a clock is off.
         let timeless = |line: &str| match line.split_once(' ') {
             Some((time, rest)) if time.ends_with('Z') => {
                 let (rest, seconds) = rest.split_once(" seconds=").unwrap_or((rest, ""));
@@ -133,7 +133,7 @@ struct Google {
 }
 
 impl Google {
-    /// The server has one token; `?scopes=` of another scope needs a new one from `google`.
+    /// The server has one token; `?scopes=` with another scope needs a new one from `google`.
     fn start(credential: impl Fn(&FakeGoogle) -> String) -> Self {
         let (google, folder) = (FakeGoogle::start(), Folder::new("failures"));
         let (config, file) = files(&folder.0, &google, &credential(&google));
@@ -156,16 +156,16 @@ fn key(google: &FakeGoogle) -> String {
     google.service_account(KEY, rsa_key())
 }
 
-/// What passes: the same request, later, has its token.
+/// Temporary failures: the same request gets its token later.
 #[test]
-fn upstream_troubles_pass() {
+fn requests_succeed_after_temporary_upstream_failures() {
     let trouble = |case: &'static str, failure: Failure, wait: Option<&str>| {
         let fixture = Google::start(key);
         let before = fixture.server.said();
         if let Some(seconds) = wait {
             fixture.google.asks_to_wait(seconds);
         }
-        // As often as one request is tried.
+        // One request is tried three times.
         (0..3).for_each(|_| fixture.google.fail(failure.clone()));
         let client = fixture.server.token(OTHER);
         let person = fixture.server.lines(&before);
@@ -183,13 +183,13 @@ fn upstream_troubles_pass() {
     trouble("a token that has expired already", expired, None);
 }
 
-/// What a person has to mend. A refusal is remembered for seconds.
+/// Failures that a person has to fix. The mint remembers a refusal for some seconds.
 #[test]
 fn upstream_refusals_need_a_new_login() {
     let refusal = |case: &'static str, failure: Failure| {
         let fixture = Google::start(|google| google.user(USER));
         let before = fixture.server.said();
-        // The login as it was has another token for another account alone: what it has is taken away.
+        // Only the login of another account makes the server drop the tokens that it has.
         (0..2).for_each(|_| fixture.google.fail(failure.clone()));
         fs::write(fixture.file(), fixture.google.user("other@example.com")).unwrap();
         let mut client = String::new();
@@ -209,12 +209,12 @@ fn upstream_refusals_need_a_new_login() {
     refusal("403", Failure::oauth(403, "access_denied", None));
 }
 
-/// A server that is there and refuses, or is not there, from the start.
+/// A server that refuses connections, or a name that does not exist, from the start.
 #[test]
-fn an_upstream_that_cannot_be_reached() {
+fn an_unreachable_upstream_is_named_to_client_and_person() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let closed = format!("http://{closed}/token");
-    // The second is no valid name: the resolver says so itself, also where there is no DNS server.
+    // The second name is invalid: the resolver rejects it itself, even without a DNS server.
     for (case, url) in [("no connection", closed.as_str()), ("no address", "https://-.invalid/token")] {
         let (google, folder) = (FakeGoogle::start(), Folder::new("failures"));
         let (config, file) = files(&folder.0, &google, &google.user(USER));
@@ -240,7 +240,7 @@ fn an_upstream_that_cannot_be_reached() {
 }
 
 #[test]
-fn a_clock_that_is_ten_minutes_off() {
+fn a_clock_ten_minutes_off_still_gets_tokens() {
     for (case, seconds) in [("this clock is 10 min slow", 600), ("this clock is 10 min fast", -600)] {
         let (google, folder) = (FakeGoogle::start(), Folder::new("failures"));
         google.clock_off_by(seconds, true);
@@ -255,9 +255,9 @@ fn a_clock_that_is_ten_minutes_off() {
     }
 }
 
-/// Files that are no login when the session starts.
+/// Files that are not valid logins when the session starts.
 #[test]
-fn credential_files_that_are_none() {
+fn invalid_credential_files_prevent_the_start() {
     let google = FakeGoogle::start();
     let whole = google.user(USER);
     let cases: [(&'static str, Option<&str>); 4] = [
@@ -270,7 +270,7 @@ fn credential_files_that_are_none() {
         let folder = Folder::new("failures");
         let file = folder.0.join("credential.json");
         match text {
-            // A folder cannot be read, whoever asks.
+            // Nobody can read a folder as a file, not even root.
             Some("") => fs::create_dir(&file).unwrap(),
             Some(text) => fs::write(&file, text).unwrap(),
             None => {}
@@ -287,7 +287,7 @@ fn credential_files_that_are_none() {
 }
 
 #[test]
-fn credential_files_that_change() {
+fn replaced_credential_files_are_read_again() {
     let part = "Credentials on this machine";
     let fixture = Google::start(|google| google.user(USER));
     let before = fixture.server.said();
@@ -315,7 +315,7 @@ fn credential_files_that_change() {
     .is_on_the_page();
 }
 
-/// What comes once no attempt is under way.
+/// The answer once no attempt is under way.
 fn answer(ask: impl Fn() -> String) -> String {
     let mut said = String::new();
     waits_for(Duration::from_secs(20), || {
@@ -327,9 +327,9 @@ fn answer(ask: impl Fn() -> String) -> String {
 
 const ROLE: &str = "[aws]\ncredentials = \"environment\"\nregion = \"REGION\"\n[identity.default]\ngoogle = false\n[identity.default.aws]\nrole = \"ROLE\"\n";
 
-/// The start asks for the first session: what is refused then ends it, what passes does not.
+/// The start requests the first session: a refusal ends the program, a temporary failure does not.
 #[test]
-fn aws_troubles_and_refusals() {
+fn aws_refusals_prevent_the_start_and_outages_do_not() {
     let cases: [(&'static str, u16, &str, bool); 4] = [
         ("the keys are not known", 403, "InvalidClientTokenId", false),
         ("the trust policy refuses", 403, "AccessDenied", false),
@@ -352,7 +352,8 @@ fn aws_troubles_and_refusals() {
     }
 }
 
-/// Writes the row of a fault of an upstream, at the start of the program: one that `passes` does not end it.
+/// Writes the row of an upstream's fault at the start of the program; one that `passes` does not end the
+/// program.
 fn refused_or_passed(
     part: &'static str,
     case: &'static str,
@@ -377,7 +378,7 @@ fn refused_or_passed(
 }
 
 #[test]
-fn azure_troubles_and_refusals() {
+fn azure_refusals_prevent_the_start_and_outages_do_not() {
     let cases: [(&'static str, u16, &str, u32, bool); 4] = [
         ("the client secret has expired", 401, "invalid_client", 7_000_222, false),
         ("Conditional Access refuses", 400, "invalid_grant", 53_003, false),
@@ -403,9 +404,9 @@ fn azure_troubles_and_refusals() {
     }
 }
 
-/// `run` at an engine that is not there, or not one that works.
+/// `run` with an engine that does not exist or does not work.
 #[test]
-fn engines_that_do_not_work() {
+fn an_engine_that_does_not_work_prevents_the_start() {
     let scratch = Scratch::new();
     let other = if cfg!(target_arch = "x86_64") { "riscv64" } else { "s390x" };
     let version = format!(r#"{{"Version":"28.5.2","ApiVersion":"1.51","Os":"linux","Arch":"{other}"}}"#);
@@ -429,7 +430,7 @@ fn engines_that_do_not_work() {
         command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
         command.env("XDG_RUNTIME_DIR", &folder.0);
         if socket == &closed && rustix::process::getuid().is_root() {
-            // Root may use every socket.
+            // Root could use every socket, so another user runs the program.
             open(&folder.0, 0o777);
             command.uid(4242).gid(4242);
         }
@@ -441,9 +442,9 @@ fn engines_that_do_not_work() {
     }
 }
 
-/// An engine whose events break off, and with them the code of a container that it removes.
+/// An engine that ends the events, and with them the exit code of a container that it removes.
 #[test]
-fn an_exit_code_that_nobody_told() {
+fn an_unknown_exit_code_is_an_error_for_the_client() {
     const ID: &str = "00000000000000000000000000000000000000000000000000000000000000bb";
     let scratch = Scratch::new();
     let engine = FakeEngine::start(&scratch.0, |seen| {
@@ -472,9 +473,9 @@ fn an_exit_code_that_nobody_told() {
     Happened { part: "Engine", case, client, person, recovers: "no: run the task again" }.is_on_the_page();
 }
 
-/// Signals as a terminal, a service manager and a closed window send them.
+/// Signals as a terminal, a service manager or a closed window sends them.
 #[test]
-fn signals_end_a_server_or_do_not() {
+fn signals_end_a_server_unless_it_ignores_them() {
     let part = "Clients and the session";
     for (case, signal, before) in [
         ("Ctrl-C", "-INT", None),
@@ -506,7 +507,7 @@ fn signals_end_a_server_or_do_not() {
     }
 }
 
-/// `kfp-creds` as `program` of that name starts it.
+/// `kfp-creds`, started by the program `name`.
 fn under(name: Option<&str>, folder: &Folder) -> Command {
     let plain = program(&folder.0);
     let Some(name) = name else { return plain };
@@ -517,9 +518,9 @@ fn under(name: Option<&str>, folder: &Folder) -> Command {
     command
 }
 
-/// Connections that do nothing take all files that the process may open. Who comes then waits.
+/// Idle connections use all descriptors that the process may open. Later clients wait.
 #[test]
-fn no_more_files_can_be_opened() {
+fn a_server_without_free_descriptors_lets_clients_wait() {
     let folder = Folder::new("failures");
     let command = under(Some("prlimit --nofile=64"), &folder);
     let server = Listener::start(command, &["--offline"], &folder.0).map_err(|why| why.1).unwrap();
@@ -540,9 +541,9 @@ fn no_more_files_can_be_opened() {
     Happened { part, case, client, person, recovers }.is_on_the_page();
 }
 
-/// Every row is one that a test makes, and every case of a test has its row.
+/// A test makes every row, and every case of a test has a row.
 #[test]
-fn the_page_is_of_the_tests() {
+fn the_failures_page_has_exactly_the_cases_of_the_tests() {
     let mut sources = String::new();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it")];
     while let Some(folder) = folders.pop() {

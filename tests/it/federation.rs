@@ -1,5 +1,5 @@
 //! Federated sources against an issuer, a security token service and an IAM that check what they are sent.
-//! What is on the wire, case by case, is held by `golden_sources`.
+//! `golden_sources` checks the bytes on the wire, case by case.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -31,7 +31,7 @@ const SUBJECT: &str = "repo:owner/name:ref:refs/heads/main";
 const RUNNER: &str = "runner@my-project.iam.gserviceaccount.com";
 const BIGQUERY: &str = "https://www.googleapis.com/auth/bigquery";
 
-/// A credential file of this kind, and what it is made of.
+/// A credential file with this source.
 fn described(fake: &Federation, source: &Value, more: &Value) -> String {
     let mut file = json!({
         "type": "external_account", "audience": AUDIENCE, "subject_token_type": JWT,
@@ -59,7 +59,7 @@ fn source(folder: &Folder, file: &str, variables: &[(&str, &str)]) -> Google {
     Google::find(&place(folder, file, variables), Endpoints::default(), upstream()).unwrap()
 }
 
-/// The source of a job, set in the config.
+/// The source of a CI job, set in the config.
 fn job(fake: &Federation, from: TokenFrom, variables: &[(String, String)]) -> Result<Google, SourceError> {
     let federation = google::Federation {
         provider: POOL.into(),
@@ -110,7 +110,7 @@ fn default_audience() -> String {
 }
 
 #[tokio::test]
-async fn both_algorithms_of_issuers_are_let_in_and_impostors_are_not() {
+async fn rs256_and_es256_issuers_are_accepted_and_impostors_are_not() {
     for issuer in [Issuer::rs256(ISSUER), Issuer::es256(ISSUER)] {
         let (fake, folder) = (Federation::start(), Folder::new("federation"));
         fake.trust(AUDIENCE, &issuer, &[]);
@@ -181,7 +181,7 @@ async fn a_federated_identity_impersonates_like_any_other() {
     assert_eq!(google.principal().email.as_deref(), Some(RUNNER));
 }
 
-/// What is narrowed is what would be handed out: the account's token, or the principal's own.
+/// The boundary narrows the token that would be handed out: the account's, or the principal's own.
 #[tokio::test]
 async fn a_boundary_narrows_the_token_that_would_be_handed_out() {
     let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
@@ -215,7 +215,7 @@ async fn a_boundary_narrows_the_token_that_would_be_handed_out() {
         assert_eq!((known.email.as_str(), known.scopes), (whose, [BIGQUERY.to_owned()].into()));
         assert_eq!(fake.count("/v1/token") - before, 2, "one exchange in, one to narrow: {whose}");
         assert!(left(narrowed.expires) <= 3599);
-        // No wide token is the answer where the service does not narrow.
+        // If the service does not narrow, the source never gives the wide token instead.
         fake.fail_later(1, &Failure::oauth(400, "invalid_request", None), 1);
         fs::write(&token, issuer.token("me", &default_audience(), 301, &json!({}))).unwrap();
         let google = Google::find(&place(&folder, &file, &[]), endpoints(), upstream()).unwrap();
@@ -233,7 +233,7 @@ async fn subject_tokens_are_read_for_every_exchange() {
     let variables = fake.actions(issuer, SUBJECT, json!({"repository": "owner/name"}));
     let google = job(&fake, TokenFrom::Github, &variables).unwrap();
     google.access_token(&ask()).await.unwrap();
-    // The federated token is kept for as long as it is good, and made of a new token of the job afterwards.
+    // The federated token is kept while it is valid, and then made from a new token of the job.
     google.access_token(&ask()).await.unwrap();
     assert_eq!((fake.count("/actions/token"), fake.count("/v1/token")), (1, 1));
     fake.google.withdraw_all();
@@ -248,7 +248,7 @@ async fn subject_tokens_are_read_for_every_exchange() {
 }
 
 #[tokio::test]
-async fn a_job_of_any_system_brings_its_token() {
+async fn a_jobs_token_comes_from_a_variable_or_a_file() {
     let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
     fake.trust(AUDIENCE, &issuer, &[]);
     let pool = AUDIENCE.split("/providers/").next().unwrap();
@@ -267,7 +267,7 @@ async fn a_job_of_any_system_brings_its_token() {
 }
 
 #[tokio::test]
-async fn a_url_gives_text_or_json_to_who_shows_the_headers() {
+async fn a_url_gives_text_or_json_only_with_the_right_headers() {
     let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
     fake.trust(AUDIENCE, &issuer, &[]);
     fake.url_token(&issuer.token("me", &default_audience(), 300, &json!({})));
@@ -286,7 +286,7 @@ async fn a_url_gives_text_or_json_to_who_shows_the_headers() {
 }
 
 #[tokio::test]
-async fn workforce_pools_know_who_pays_or_which_client() {
+async fn a_workforce_pool_checks_the_paying_project_or_client() {
     let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
     fake.trust(WORKFORCE, &issuer, &[]);
     fake.provider(WORKFORCE, Trust::Saml { assertion: "c2FtbA==".into() }, &[]);
@@ -305,7 +305,7 @@ async fn workforce_pools_know_who_pays_or_which_client() {
     assert_eq!(google.principal().kind, "workforce identity");
     let google = source(&folder, &file(json!({"workforce_pool_user_project": "another"})), &[]);
     refusal(google.access_token(&ask()).await);
-    // Characters where the two alphabets of base64 differ.
+    // Characters that the two alphabets of base64 encode differently.
     let secret = "canary-client-secret-???>>>~~~";
     fake.client("client", secret);
     let info = format!("{}/v1/introspect", fake.url());
@@ -316,13 +316,17 @@ async fn workforce_pools_know_who_pays_or_which_client() {
     let google = source(&folder, &file(client), &[]);
     google.access_token(&ask()).await.unwrap();
     google.access_token(&ask()).await.unwrap();
-    assert_eq!(fake.count("/v1/introspect"), 1, "asked once who it is");
-    assert_eq!(fake.seen().iter().filter(|seen| seen.options.is_some()).count(), 2, "not with a client");
+    assert_eq!(fake.count("/v1/introspect"), 1, "the principal is looked up once");
+    assert_eq!(
+        fake.seen().iter().filter(|seen| seen.options.is_some()).count(),
+        2,
+        "with a client, no project is sent"
+    );
     let google = source(&folder, &file(json!({"client_id": "client", "client_secret": "canary-other"})), &[]);
     assert!(refusal(google.access_token(&ask()).await).contains("invalid_client"));
 }
 
-/// The service signs anew what it was sent, from the documentation of AWS.
+/// The fake service computes the signature again, as AWS's documentation describes it.
 #[tokio::test]
 async fn aws_is_proven_by_a_signed_request() {
     let (fake, folder) = (Federation::start(), Folder::new("federation"));
@@ -352,7 +356,7 @@ async fn aws_is_proven_by_a_signed_request() {
         let before = fake.count("/v1/token");
         google.access_token(&ask()).await.unwrap();
         google.access_token(&ask()).await.unwrap();
-        assert_eq!(fake.count("/v1/token") - before, 3, "signed by a wrong clock once: {skew}");
+        assert_eq!(fake.count("/v1/token") - before, 3, "signed once with the wrong clock: {skew}");
     }
     fake.clock_off_by(0);
 
@@ -407,7 +411,7 @@ pub(crate) fn certificates(folder: &Folder) -> (PathBuf, PathBuf, PathBuf) {
     (path("ca.pem"), path("leaf.pem"), path("leaf.key"))
 }
 
-/// A server that shows the leaf, and asks for a certificate of the CA.
+/// A server that presents the leaf and asks for a client certificate of the CA.
 pub(crate) fn asking_for_certificates(ca: &Path, leaf: &Path, key: &Path) -> rustls::ServerConfig {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
@@ -427,7 +431,7 @@ pub(crate) fn asking_for_certificates(ca: &Path, leaf: &Path, key: &Path) -> rus
 
 /// Over TLS 1.3, to a service that asks for the certificate and compares it with the subject token.
 #[tokio::test]
-async fn a_certificate_is_shown_and_named() {
+async fn a_client_certificate_is_sent_with_its_chain() {
     let (fake, folder) = (Federation::start(), Folder::new("federation"));
     let (ca, leaf, key) = certificates(&folder);
     let root = CertificateDer::from_pem_file(&ca).unwrap();
@@ -454,7 +458,7 @@ async fn a_certificate_is_shown_and_named() {
     let usual = json!({"use_default_certificate_config": true, "trust_chain_path": chain});
     let google_by_variable = find(usual, &[("GOOGLE_API_CERTIFICATE_CONFIG", config.to_str().unwrap())]);
     google_by_variable.access_token(&ask()).await.unwrap();
-    // The leaf alone does not meet the condition of this provider, so the chain does arrive.
+    // The leaf alone does not meet this provider's condition, so the chain does arrive.
     let alone = find(json!({"certificate_config_location": config}), &[]);
     assert!(refusal(alone.access_token(&ask()).await).contains("unauthorized_client"));
     fs::write(&chain, [fs::read(&ca).unwrap(), fs::read(&leaf).unwrap()].concat()).unwrap();
@@ -488,7 +492,7 @@ async fn fifty(google: Google, identity: bool) {
 }
 
 #[tokio::test]
-async fn a_stampede_is_one_chain_wherever_subject_tokens_come_from() {
+async fn fifty_callers_cause_one_chain_for_every_kind_of_source() {
     let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::es256(ISSUER));
     fake.trust(AUDIENCE, &issuer, &[]);
     let pool = AUDIENCE.split("/providers/").next().unwrap();
@@ -545,7 +549,7 @@ async fn a_stampede_is_one_chain_wherever_subject_tokens_come_from() {
 }
 
 #[tokio::test]
-async fn a_stampede_is_one_chain() {
+async fn different_lifetimes_share_one_federated_token() {
     let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
     fake.trust(AUDIENCE, &issuer, &[]);
     let pool = AUDIENCE.split("/providers/").next().unwrap();
@@ -580,9 +584,10 @@ async fn a_stampede_is_one_chain() {
     assert_eq!(fs::read_to_string(folder.0.join("run.log")).unwrap().lines().count(), 1);
 }
 
-/// Federated tokens live as long as the answer says, whatever the clocks; impersonated ones end at a time of IAM's.
+/// Federated tokens live as long as the answer says, whatever the clocks; impersonated ones end at a time
+/// that IAM sets.
 #[tokio::test]
-async fn clocks_may_differ() {
+async fn a_clock_skew_does_not_change_lifetimes() {
     let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
     fake.trust(AUDIENCE, &issuer, &[]);
     let pool = AUDIENCE.split("/providers/").next().unwrap();
@@ -615,13 +620,13 @@ async fn a_replaced_token_file_is_read_and_a_broken_one_ignored() {
     let google = Arc::new(source(&folder, &file, &[]));
     let mint = Mint::new(google.clone(), Tasks::new(), Recorder::default());
     let wait = Duration::from_secs(2);
-    // Not there yet: said, and got over within a look once it is.
+    // A missing file is reported, and the next look finds the new one.
     let missing = mint.access(&ask(), None, wait).await;
     assert!(matches!(&missing, Err(MintFailure::Transient(why)) if why.contains("token")), "{missing:?}");
     fs::write(&token, good()).unwrap();
     assert_eq!(mint.reload(), Reloaded::Supplied);
     let first = mint.access(&ask(), None, wait).await.unwrap();
-    // Broken, then gone: the token that was minted stays in use.
+    // The file is broken, then removed: the minted token stays in use.
     for _ in 0..2 {
         fs::write(&token, "").unwrap();
         assert_eq!(mint.reload(), Reloaded::Supplied);
@@ -630,7 +635,7 @@ async fn a_replaced_token_file_is_read_and_a_broken_one_ignored() {
         mint.reload();
     }
     transient(google.access_token(&ask()).await);
-    // In place, and by renaming; both are seen.
+    // The file is rewritten in place, then replaced by a rename; a reload notices both.
     fs::write(&token, good()).unwrap();
     assert_eq!(mint.reload(), Reloaded::Supplied);
     google.access_token(&ask()).await.unwrap();
@@ -642,9 +647,9 @@ async fn a_replaced_token_file_is_read_and_a_broken_one_ignored() {
     google.access_token(&ask()).await.unwrap();
 }
 
-/// The exchange reads a token that is just being replaced, is refused, and looks once more.
+/// The exchange reads a token that is just being replaced, is refused, and reads the file once more.
 #[tokio::test]
-async fn a_token_that_was_replaced_meanwhile_is_looked_at_once_more() {
+async fn a_token_replaced_during_the_exchange_is_read_again() {
     let (fake, folder, issuer) = (Federation::start(), Folder::new("federation"), Issuer::rs256(ISSUER));
     fake.trust(AUDIENCE, &issuer, &[]);
     let token = folder.0.join("token");
@@ -672,7 +677,7 @@ async fn a_changed_credential_file_is_another_identity_if_in_doubt() {
     google.access_token(&ask()).await.unwrap();
     let write = |text: &str| fs::write(folder.0.join("adc.json"), text).unwrap();
     write(&file.replace("/token\"", "/token\" "));
-    assert_eq!(google.reload(), Reloaded::OtherAccount, "nobody said who it is");
+    assert_eq!(google.reload(), Reloaded::OtherAccount, "the account is not known");
     write("{\"type\": \"external_account\"");
     assert_eq!(google.reload(), Reloaded::Same);
     assert!(matches!(google.reload(), Reloaded::Broken(_)));
@@ -706,7 +711,7 @@ async fn temporary_failures_are_retried_within_limits() {
     transient(google.access_token(&ask()).await);
     assert_cut_short(began.elapsed());
     fake.unfail();
-    // Never a token of unknown life, nor one that is over, nor one that lives for ever.
+    // No token without a lifetime, none that has ended, and none that lives for ever.
     fake.leave_lives_out(true);
     assert!(refusal(google.access_token(&ask()).await).contains("how long"));
     fake.leave_lives_out(false);
@@ -750,7 +755,7 @@ async fn a_command_is_a_source_like_any_other() {
     let other = AccessRequest { service_account: Some(RUNNER.into()), ..ask() };
     let minted = google.access_token(&other).await.unwrap();
     assert_eq!(fake.google.minted(minted.value.expose()).unwrap().email, RUNNER);
-    // Another account's tokens, from one answer to the next: what was made before is not served on.
+    // The account changes from one answer to the next: earlier tokens are not served any more.
     let now_of = |account: &str| {
         let mut answer = answer.clone();
         answer["account"] = json!(account);
@@ -766,7 +771,7 @@ async fn a_command_is_a_source_like_any_other() {
         assert_eq!(google.reload(), seen, "{account}");
         assert_eq!(google.reload(), Reloaded::Same);
     }
-    // Fifty at once run it once.
+    // Fifty callers at once cause one run.
     let runs = || fs::read_to_string(folder.0.join("helper.log")).unwrap().lines().count();
     let before = runs();
     let mint = Mint::new(google, Tasks::new(), Recorder::default());

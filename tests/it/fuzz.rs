@@ -1,5 +1,5 @@
-//! The entry points of `fuzz/`, driven by changed golden files: a bounded run that needs no fuzzer. The changes
-//! follow from a seed, so a failure can be run again.
+//! Runs the entry points of `fuzz/` on changed golden files, for a bounded time and without a fuzzer. The
+//! changes come from a seed, so a failure can be repeated.
 
 use std::path::Path;
 

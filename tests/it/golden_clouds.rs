@@ -23,7 +23,7 @@ fn text(reply: Reply) -> String {
     String::from_utf8(reply.body.into_bytes().to_vec()).unwrap()
 }
 
-/// What a container gets at a path of IMDSv2; nothing for credentials.
+/// What a container gets at a path of IMDSv2; `None` for credentials.
 fn imds(path: &str, view: &View) -> Option<String> {
     let ttl = ("x-aws-ec2-metadata-token-ttl-seconds", "60");
     let Step::Reply(token) = step(&Method::PUT, "/latest/api/token", ttl, view) else { panic!("no token") };
@@ -50,7 +50,7 @@ fn crawl(directory: &str, view: &View, found: &mut Vec<(String, Option<String>)>
     }
 }
 
-/// Who says more.
+/// What sets the value of a key.
 fn said_by(key: &str) -> &'static str {
     match key.rsplit('/').next().unwrap_or_default() {
         "hostname" => "the container's address, `region` in `[aws]`",

@@ -43,7 +43,7 @@ fn without_google_nothing_looks_like_google() {
     all_are_answered("absent", 6);
 }
 
-/// No request makes a server without a cloud answer otherwise than that it is not there.
+/// A server without a cloud answers every request for it as if the cloud did not exist.
 #[test]
 fn an_absent_cloud_answers_alike_on_every_path() {
     for folder in ["aws", "azure", "metadata"] {
@@ -65,8 +65,8 @@ fn an_absent_cloud_answers_alike_on_every_path() {
     }
 }
 
-/// What needs a failing mint, an endless wait or an odd request line is marked, so that the runners over a
-/// wire know what they can send.
+/// A case that needs a failing mint, an endless wait or an odd request line is marked, so that the runners
+/// over a wire know what they can send.
 #[test]
 fn cases_that_no_listener_can_run_say_so() {
     for case in golden::cases() {
@@ -115,7 +115,7 @@ fn differences(case: &Case) -> Option<String> {
     Some(report)
 }
 
-/// What the step asks for, in the words of the case files, and the reply that comes of it.
+/// What the step asks for, in the words of the case files, and the resulting reply.
 fn run(case: &Case, view: &View, now: Now) -> (Option<String>, Option<String>, Reply) {
     let head = case.head();
     let minted = |reply: Reply| match &case.given {
@@ -215,13 +215,13 @@ fn is_minted(path: &str) -> bool {
     path.ends_with("/token") || path.ends_with("/identity")
 }
 
-/// What is told where neither config, nor credentials, nor a container say more.
+/// The values that are served if neither config nor credentials nor container set them.
 fn stand_in() -> View {
     let views = Views::default();
     views.local(&Identity::default(), &Principal::default())
 }
 
-/// Who says more: keys of the config, the container, the credentials; nobody where it is empty.
+/// What sets the value of a key: keys of the config, the container, the credentials; empty if nothing does.
 fn said_by(key: &str) -> &'static str {
     match key.rsplit('/').next().unwrap_or_default() {
         "attributes" => unreachable!("a directory"),
@@ -243,7 +243,7 @@ fn said_by(key: &str) -> &'static str {
     }
 }
 
-/// What `/token` makes of `scopes` and `enforce_scopes`.
+/// How `/token` treats `scopes` and `enforce_scopes`.
 fn scopes() -> String {
     let mut text = String::from(
         "\n## Scopes of a token\n\n\
@@ -265,7 +265,7 @@ fn scopes() -> String {
     text
 }
 
-/// `docs/reference/metadata.md` is written by hand nowhere: this is its text.
+/// The whole text of `docs/reference/metadata.md`, which nobody edits by hand.
 fn table(view: &View) -> String {
     let mut table = String::from(
         "# The metadata trees\n\n\
@@ -349,7 +349,10 @@ fn listing_recursion_and_leaves_agree() {
                 assert_eq!(&own, value, "{path}");
                 assert_eq!(reply(&format!("{path}/"), &view).status, 404, "{path}/");
                 assert_eq!(reply(&format!("{path}/deeper"), &view).status, 404, "{path}/deeper");
-                assert!(reply(&path, &view).etag.is_some(), "{path}: a subscriber without an ETag spins");
+                assert!(
+                    reply(&path, &view).etag.is_some(),
+                    "{path}: without an ETag, a subscriber would loop"
+                );
             }
         }
     }
@@ -398,7 +401,7 @@ fn an_etag_belongs_to_the_value_and_not_to_its_form() {
     assert_eq!(etag(path, &view), etag(path, &other));
 }
 
-/// xorshift64*: a fixed seed, so that a failure can be looked at again.
+/// xorshift64*, with a fixed seed so that a failure can be repeated.
 struct Random(u64);
 
 impl Random {
@@ -486,5 +489,8 @@ fn no_head_makes_the_step_panic_or_the_reply_irregular() {
         assert_eq!(located, reply.status == 301, "{round}: {target:?}");
         assert!([200, 301, 400, 401, 403, 404, 405].contains(&reply.status.as_u16()), "{round}: {target:?}");
     }
-    assert!(found > 200 && asked > 200, "the dice never got past the guards: {found} found, {asked} asked");
+    assert!(
+        found > 200 && asked > 200,
+        "no random request got past the guards: {found} found, {asked} asked"
+    );
 }

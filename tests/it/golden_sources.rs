@@ -1,10 +1,11 @@
-//! Credential sources, case by case: `tests/golden/sources/CASE/` holds what is there (`environment`, `files/`),
-//! what goes over the wire (`exchange.json`) and what comes of it (`expected.json`), with one line of why.
+//! Credential sources, case by case: `tests/golden/sources/CASE/` has the environment and files
+//! (`environment`, `files/`), the exchange on the wire (`exchange.json`) and the outcome (`expected.json`),
+//! with one line that gives the reason.
 //!
-//! `{place}` stands for the directory with the files, which is also home, `{upstream}` for the URL where the
-//! recorded exchange is played, `{upstream_host}` for its host and port, and `{rsa_key}`, in JSON, for a key of
-//! this run. `ask.json` says what is asked for, where it is not one access token for BigQuery. Where `expected.json`
-//! has `claims`, the token is a JWT with these, besides its times.
+//! `{place}` stands for the directory with the files, which is also the home, `{upstream}` for the URL where
+//! the recorded exchange is played, `{upstream_host}` for its host and port, and `{rsa_key}`, in JSON, for a
+//! key made in this run. `ask.json` has the request, if it is not for one access token for BigQuery. If
+//! `expected.json` has `claims`, the token is a JWT with these claims besides its times.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -46,8 +47,8 @@ struct Case {
 impl Case {
     fn open(folder: PathBuf) -> Self {
         let case = Self { folder, place: Folder::new("golden-source"), replay: Replay::start() };
-        let why = case.text("why").expect("one line of why");
-        assert_eq!(why.trim().lines().count(), 1, "{}: one line of why", case.folder.display());
+        let why = case.text("why").expect("one line with the reason");
+        assert_eq!(why.trim().lines().count(), 1, "{}: one line with the reason", case.folder.display());
         case.lay(&case.folder.join("files"), &case.place.0);
         case
     }
@@ -75,7 +76,7 @@ impl Case {
         )
     }
 
-    /// Copies files; those that begin as scripts do can be run.
+    /// Copies files; scripts become executable.
     fn lay(&self, from: &Path, to: &Path) {
         for entry in fs::read_dir(from).into_iter().flatten() {
             let from = entry.unwrap().path();
@@ -102,7 +103,7 @@ impl Case {
         Environment { variables: env.into_iter().collect(), cwd: self.place.0.clone() }
     }
 
-    /// What the case came to, in the words of `expected.json`.
+    /// The outcome of the case, in the form of `expected.json`.
     async fn outcome(&self) -> Value {
         self.replay
             .play(self.json("exchange.json").map_or_else(Vec::new, |all| all.as_array().unwrap().clone()));
@@ -125,7 +126,7 @@ impl Case {
             outcome = asked(&source, &ask, account.clone()).await;
         }
         let mut came = match outcome {
-            // To the next ten seconds, as the test takes time.
+            // Rounded up to ten seconds, because the test takes time.
             Ok((token, left)) => json!({"token": token, "lives": left.div_ceil(10) * 10}),
             Err(SourceError::Refused(why)) => json!({"refused": self.bare(&why)}),
             Err(SourceError::Transient(why)) => json!({"transient": self.bare(&why)}),
@@ -149,7 +150,7 @@ impl Case {
     }
 }
 
-/// The token that `ask` is about, and the seconds that it lives.
+/// The token that `ask` requests, and its remaining seconds.
 async fn asked(source: &Google, ask: &Value, account: Option<String>) -> Result<(String, u64), SourceError> {
     let left = |end: Deadline| end.remaining(Now::read()).as_secs();
     if let Some(audience) = ask["audience"].as_str() {
@@ -169,18 +170,18 @@ async fn asked(source: &Google, ask: &Value, account: Option<String>) -> Result<
 }
 
 #[tokio::test]
-async fn every_source_does_as_recorded() {
+async fn every_source_behaves_as_recorded() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/sources");
     let mut folders: Vec<PathBuf> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
     assert!(folders.len() >= 120, "only {} cases", folders.len());
     every_kind_is_among(&folders);
-    // Several at a time: most of it is waiting, for pauses and commands.
+    // Several run at a time, because they mostly wait for pauses and commands.
     let outcomes = futures_util::stream::iter(folders).map(judged).buffer_unordered(8).concat().await;
     assert!(outcomes.is_empty(), "{}", outcomes.join("\n"));
 }
 
-/// As `principal` calls them. (One with a certificate is a workload identity like the others.)
+/// Every kind of principal has a case. (A workload identity with a certificate is one like the others.)
 fn every_kind_is_among(folders: &[PathBuf]) {
     let kinds: BTreeSet<String> = folders
         .iter()
@@ -192,7 +193,7 @@ fn every_kind_is_among(folders: &[PathBuf]) {
     }
 }
 
-/// What is not as recorded.
+/// The differences from the record.
 async fn judged(folder: PathBuf) -> Vec<String> {
     let name = folder.file_name().unwrap().to_string_lossy().into_owned();
     let case = Case::open(folder);

@@ -8,7 +8,7 @@ use crate::support::golden::Case;
 use crate::support::listening::Listening;
 use crate::support::wire::{self, Answer, Placeholders};
 
-/// Sends the bytes and reads one reply, with what follows it where the connection ends.
+/// Sends the bytes and reads one reply, and everything after it if the connection ends.
 fn ask(server: &Listening, request: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(&server.place).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -28,7 +28,7 @@ fn ask(server: &Listening, request: &[u8]) -> Answer {
     Answer { bytes, after }
 }
 
-/// A head, and as many bytes of body as it says.
+/// Whether there is a head with as many bytes of body as it announces.
 fn is_whole(bytes: &[u8], is_head: bool) -> bool {
     let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
     let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
@@ -70,7 +70,8 @@ fn unparsable_requests_are_refused_with_our_headers() {
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.write_all(&request).unwrap();
         let mut got = Vec::new();
-        // A reset after the reply is how a connection ends whose request was not read to its end.
+        // The server may reset the connection after its reply, because it did not read the request to its
+        // end.
         let _ = stream.read_to_end(&mut got);
         wire::assert_refused(what, &got, status);
     }
@@ -86,7 +87,7 @@ fn unset_values_have_the_documented_default() {
     };
     let table =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/metadata.md")).unwrap();
-    // What the offline source or the address say is not a stand-in.
+    // These values come from the offline source or the address, so the table has no default for them.
     let said = ["email", "aliases", "scopes", "token", "identity", "project-id", "image", "hostname"];
     let mut compared = 0;
     let keys = table.split("\n## ").next().unwrap();

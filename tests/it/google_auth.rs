@@ -9,7 +9,7 @@ use crate::support::session::{Folder, python};
 
 pub(crate) const SCRIPT: &str = include_str!("../python/google_auth.py");
 
-/// Runs the library with `place` as its metadata server and nothing of the developer's in reach.
+/// Runs the library with `place` as its metadata server and none of the developer's credentials in reach.
 fn library(place: &str) -> Result<Value, String> {
     assert!(place.starts_with("127.0.0.1:"), "{place}");
     let home = Folder::new("home");
@@ -32,7 +32,7 @@ fn library(place: &str) -> Result<Value, String> {
     }
 }
 
-/// What the library has to find, in a container and here alike.
+/// What the library must find, both in a container and here.
 pub(crate) fn assert_found(report: &Value, project: &str, account: &str) {
     assert_eq!(report["kind"], "google.auth.compute_engine.credentials");
     assert_eq!((&report["project"], &report["account"]), (&project.into(), &account.into()));
@@ -42,7 +42,7 @@ pub(crate) fn assert_found(report: &Value, project: &str, account: &str) {
     for token in ["first", "second", "identity"] {
         assert_eq!(report[token]["email"], account, "{token}");
     }
-    // A refresh gives the token that is there as long as it is good.
+    // A refresh gives the existing token while that is valid.
     assert_eq!(report["first"]["jti"], report["second"]["jti"]);
 }
 
@@ -64,7 +64,7 @@ fn google_auth_works_without_a_secret_path() {
     assert_found(&library(&server.place).unwrap(), "offline-project", "offline@kfp-creds.invalid");
 }
 
-/// The config's universe holds for every source, also for one that knows none.
+/// The config's universe applies to every source, also to one that has no universe of its own.
 #[test]
 fn google_auth_learns_another_universe() {
     let server = Listening::with(&[("KFP_CREDS_UNIVERSE", "cloud.example")]);

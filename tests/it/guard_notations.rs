@@ -1,4 +1,5 @@
-//! Keys in the notations of programs, shells and tools, each with a text of the same notation that holds none.
+//! Keys in the notations of programs, shells and tools, each beside a text in the same notation without a
+//! key.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -7,7 +8,7 @@ use kfp_creds::guard::content::what;
 
 use crate::guard_set::{self, LETTERS, TOKEN, bytes, database, guid, jwt, openssl, python, random, wrapped};
 
-/// The first with digits enough: the guard takes the few others for names.
+/// Retries until there are enough digits: the guard takes keys with few digits for names.
 fn usual(make: impl Fn() -> String) -> String {
     let digits = |text: &String| text.bytes().filter(u8::is_ascii_digit).count() > 4;
     std::iter::repeat_with(make).find(digits).unwrap()
@@ -25,7 +26,7 @@ fn azure_key() -> String {
     STANDARD.encode(bytes(64))
 }
 
-/// Asserts that `with` holds a key, and that `text` without it, with each of `instead` in its place, holds none.
+/// Asserts that `text` contains a key, and does not if any of `instead` replaces the key.
 fn assert_found(text: &str, key: &str, kind: SecretKind, instead: &[&str]) {
     let with = text.replace("KEY!", key);
     assert_eq!(what(with.as_bytes()), Some(kind), "{with}");
@@ -36,7 +37,7 @@ fn assert_found(text: &str, key: &str, kind: SecretKind, instead: &[&str]) {
 }
 
 #[test]
-fn a_name_and_its_value_may_be_arguments_of_a_call() {
+fn a_key_is_found_among_arguments_of_a_call() {
     let secret = aws();
     let words = ["aws-secret-access-key", "${AWS_SECRET_ACCESS_KEY}", "YOUR_SECRET_ACCESS_KEY", ""];
     for text in [
@@ -60,7 +61,7 @@ fn a_name_and_its_value_may_be_arguments_of_a_call() {
 }
 
 #[test]
-fn shells_set_variables_in_their_own_ways() {
+fn keys_are_found_in_variables_of_every_shell() {
     for line in [
         "set -gx AZURE_CLIENT_SECRET KEY!\n",
         "set -Ux AZURE_CLIENT_SECRET \"KEY!\"\n",
@@ -69,13 +70,13 @@ fn shells_set_variables_in_their_own_ways() {
         "ENV ARM_CLIENT_SECRET KEY!\n",
     ] {
         assert_found(line, &entra(), SecretKind::AzureLogin, &["$SECRET", "my-client-secret-2024", "\"\""]);
-        // One of before 2021 has no sign of its own.
+        // A secret from before 2021 has no recognisable mark.
         assert_found(line, &usual(|| random(LETTERS, 32)), SecretKind::AzureLogin, &["%SECRET%"]);
     }
 }
 
 #[test]
-fn a_value_may_precede_its_name() {
+fn a_key_is_found_before_its_name() {
     let secret = aws();
     for text in [
         "<add value=\"KEY!\" key=\"AWS_SECRET_ACCESS_KEY\"/>\n",
@@ -84,14 +85,14 @@ fn a_value_may_precede_its_name() {
     ] {
         assert_found(text, &secret, SecretKind::AwsKey, &["$(SECRET)", "aws-secret-access-key"]);
     }
-    // Flags are read before tags, and these before words, wherever they stand.
+    // Flags are read before tags, and tags before words, wherever they stand.
     for text in [
         "<name>token-of-a-tag</name> <key>name-of-a-key</key> --value something-else\n",
         "<value>text</value> --name some-name --key some-key\n",
     ] {
         assert_eq!(what(text.as_bytes()), None, "{text}");
     }
-    // The value belongs to the name before it.
+    // A value belongs to the name before it.
     let other = format!(
         "[{{\"name\": \"BUILD\", \"value\": \"{}\"}}, {{\"name\": \"AWS_SECRET_ACCESS_KEY\", \"valueFrom\": \"arn\"}}]",
         secret
@@ -100,7 +101,7 @@ fn a_value_may_precede_its_name() {
 }
 
 #[test]
-fn lines_of_base64_stand_in_lists_comments_and_strings() {
+fn base64_keys_are_found_in_lists_comments_and_strings() {
     let key = openssl("genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048", b"");
     let noise = bytes(1700);
     for width in [57, 64, 76] {
@@ -133,14 +134,14 @@ fn lines_of_base64_stand_in_lists_comments_and_strings() {
 }
 
 #[test]
-fn stores_have_no_signs_between_names_and_values() {
-    // An application secret of Entra ID has a sign of its own, wherever it stands.
+fn keys_are_found_in_stores_without_separators() {
+    // An application secret of Entra ID is recognisable by its form, wherever it stands.
     let program = "import pickle, sys\nt, c, s = sys.stdin.read().split()\n\
                    sys.stdout.buffer.write(pickle.dumps({'tenant_id': t, 'client_id': c, 'client_secret': s}))";
     let pickled = |secret: &str| python(program, format!("{} {} {secret}", guid(), guid()).as_bytes());
     assert_eq!(what(&pickled(&entra())), Some(SecretKind::AzureLogin));
     assert_eq!(what(&pickled("my-client-secret-of-8Q~-and-some-more-words")), None);
-    // A database that keeps its texts in UTF-16.
+    // A database that stores text as UTF-16.
     let secret = aws();
     for encoding in ["UTF-16le", "UTF-16be"] {
         let made = |text: &str| {
@@ -158,7 +159,7 @@ fn stores_have_no_signs_between_names_and_values() {
         );
         assert_eq!(what(&made("AWS_SECRET_ACCESS_KEY=${SECRET}, and more words")), None, "{encoding}");
     }
-    // gcloud's database has a table of its own form; others may have the words.
+    // gcloud's database has a specific table; another database may contain the same words.
     let words = "credentials, account_id, refresh_token, private_key";
     assert_eq!(what(&database(words)), None);
 }
@@ -183,7 +184,7 @@ fn output_of_az_counts_as_login_or_key() {
 }
 
 #[test]
-fn a_registry_login_in_a_secret_of_kubernetes_may_be_plain_text() {
+fn a_plain_registry_login_in_a_kubernetes_secret_is_found() {
     let text = "apiVersion: v1\nkind: Secret\ntype: kubernetes.io/dockerconfigjson\nstringData:\n  .dockerconfigjson: \
                 '{\"auths\": {\"r.example\": {\"username\": \"me\", \"password\": \"KEY!\"}}}'\n";
     assert_found(text, &random(LETTERS, 20), SecretKind::RegistryLogin, &["${PASSWORD}", "<password>"]);
@@ -199,7 +200,7 @@ fn secret_keys_of_openpgp_are_keys_and_public_ones_are_not() {
     };
     assert_eq!(what(&packets(0x95)), Some(SecretKind::PrivateKey));
     assert_eq!(what(&packets(0x99)), None);
-    // What GnuPG's agent keeps; a shadowed key is on a card.
+    // Keys as GnuPG's agent stores them; a shadowed key is on a card.
     for (start, kind) in [
         ("(21:protected-private-key(3:rsa(1:n257:", Some(SecretKind::PrivateKey)),
         ("(11:private-key(3:ecc(5:curve7:Ed25519)(1:q33:", Some(SecretKind::PrivateKey)),

@@ -1,5 +1,6 @@
-//! How much the guard finds and how often it is wrong, on a set that is made when the test runs: keys of every kind as people
-//! keep them, and texts that look like keys. Nothing here is a secret, and no key stands in the tree.
+//! How many keys the guard finds and how often it is wrong, on a set that is made when the test runs: keys of
+//! every kind as people keep them, and texts that look like keys. Nothing here is a secret, and the tree
+//! contains no key.
 
 use std::fmt::Write as _;
 use std::process::Command;
@@ -39,7 +40,8 @@ pub(crate) fn entra() -> String {
 }
 
 pub(crate) fn aws() -> (String, String) {
-    // One in a hundred has fewer than two digits, and the guard takes it for a name (docs/security/guard.md).
+    // One key in a hundred has fewer than two digits, and the guard takes it for a name
+    // (docs/security/guard.md).
     let digits = |key: &String| key.bytes().filter(u8::is_ascii_digit).count();
     let mut keys = std::iter::repeat_with(|| STANDARD.encode(bytes(30)));
     (format!("AKIA{}", random(UPPER, 16)), keys.find(|key| digits(key) >= 2).unwrap())
@@ -128,7 +130,7 @@ fn html(text: &str) -> String {
     text.replace('&', "&amp;").replace('"', "&quot;").replace('\n', "&#10;").replace('<', "&lt;")
 }
 
-/// Files that hold a key as they are.
+/// Files that contain a bare key.
 struct Files {
     key: String,
     service_account: String,
@@ -173,7 +175,7 @@ fn sorted(json: &str) -> String {
     serde_json::to_string(&value).unwrap()
 }
 
-/// Each file in each guise.
+/// Each file in each disguise: encoded, archived, embedded.
 fn guises(files: &Files) -> Vec<Sample> {
     let mut all = vec![];
     let plain = [
@@ -254,7 +256,7 @@ fn store(magic: [u8; 4], entry: u32) -> Vec<u8> {
     let mut put = |bytes: &[u8]| store.extend_from_slice(bytes);
     put(&2_u32.to_be_bytes());
     put(&2_u32.to_be_bytes());
-    // A certificate, then the entry that counts.
+    // A certificate, then the entry with the key.
     for kind in [2, entry] {
         put(&kind.to_be_bytes());
         put(&4_u16.to_be_bytes());
@@ -275,7 +277,7 @@ fn store(magic: [u8; 4], entry: u32) -> Vec<u8> {
     store
 }
 
-/// Keys and stores that are no text.
+/// Binary keys and key stores.
 fn binaries(files: &Files) -> Vec<Sample> {
     let folder = std::env::temp_dir().join(format!("kfp-creds-set-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -283,7 +285,7 @@ fn binaries(files: &Files) -> Vec<Sample> {
     std::fs::write(&key, &files.key).unwrap();
     std::fs::write(&certificate, openssl(&format!("req -x509 -key {key} -subj /CN=x -days 1"), b"")).unwrap();
     let p12 = openssl(&format!("pkcs12 -export -inkey {key} -in {certificate} -passout pass:x"), b"");
-    // As BouncyCastle writes it: the outer lengths are indefinite.
+    // In BouncyCastle's encoding, the outer lengths are indefinite.
     let mut ber = vec![0x30, 0x80];
     ber.extend_from_slice(&p12[4..]);
     ber.extend_from_slice(&[0, 0]);
@@ -404,7 +406,7 @@ fn tools(files: &Files) -> Vec<Sample> {
     all.into_iter().map(|(name, bytes)| (name.to_string(), bytes)).collect()
 }
 
-/// What only looks like a key.
+/// Texts that only look like keys.
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn alike(files: &Files) -> Vec<Sample> {
     let dashes = "-----";
@@ -521,10 +523,10 @@ fn the_reference_set_is_judged_almost_without_error() {
         others.len()
     );
     assert!(keys.len() >= 116 && others.len() >= 60, "{} and {}", keys.len(), others.len());
-    // Of 116, 110.
+    // The guard finds at least 110 of 116 keys.
     assert!(missed.len() * 116 <= keys.len() * 6, "missed of {}: {missed:#?}", keys.len());
     assert!(wrong.len() <= 1, "not keys: {wrong:#?}");
-    // However they are cut.
+    // No part of a file may cause a panic.
     for (_, bytes) in keys.iter().chain(&others).filter(|(_, bytes)| bytes.len() < 1 << 16) {
         for part in [1, 2, 3, 5] {
             let _ = (
@@ -537,7 +539,7 @@ fn the_reference_set_is_judged_almost_without_error() {
 }
 
 #[test]
-fn the_key_of_every_azurite_is_no_secret_by_name_either() {
+fn azurites_published_key_is_no_secret_under_any_name() {
     let azurite =
         ["Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/", "K1SZFPTOtr/KBHBeksoGMGw=="]
             .concat();

@@ -1,4 +1,4 @@
-//! What the proxy does with inputs that were fetched, against an engine that fails on demand.
+//! What the proxy does with fetched inputs, against an engine that fails on demand.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,8 @@ struct Fixture {
     _scratch: Scratch,
 }
 
-/// A proxy that is given `kct-bucket` for whatever it asks; the engine's `answer` to a create comes from its body.
+/// A proxy whose fetches always give `kct-bucket`; `answer` gets the body of a create and may replace the
+/// engine's answer.
 fn fixture(answer: impl Fn(&str) -> Option<Vec<Act>> + Send + Sync + 'static) -> Fixture {
     let scratch = Scratch::new();
     let place = scratch.0.join("mounts/0/kct-bucket");
@@ -94,7 +95,7 @@ fn containers_without_inputs_request_nothing() {
     let fixture = fixture(|_| None);
     assert_eq!(fixture.create(&body("plain", json!({}))).0, 201);
     assert_eq!(fixture.create(&json!({ "Image": "i", "Cmd": ["true"] })).0, 201);
-    // It gets no identity, so nobody may read anything for it.
+    // A privileged container gets no identity, so nothing may be read for it.
     assert_eq!(fixture.create(&body("i", json!({ "Privileged": true }))).0, 201);
     assert!(fixture.named().is_empty());
     assert!(fixture.creates().iter().all(|body| body["HostConfig"]["Mounts"].is_null()));
@@ -128,7 +129,7 @@ fn a_create_is_repeated_if_the_engine_lacks_the_mount() {
         assert_eq!(fixture.create(&body("i", own.clone())).0, 201);
     }
     let creates = fixture.creates();
-    assert_eq!(creates.len(), 3, "the second time it is known");
+    assert_eq!(creates.len(), 3, "the second create needs no repetition");
     assert!(creates[1..].iter().all(|body| body["HostConfig"]["Mounts"] == json!([])), "{creates:?}");
     let mut first = creates[0].clone();
     first["HostConfig"]["Mounts"] = json!([]);
@@ -137,7 +138,7 @@ fn a_create_is_repeated_if_the_engine_lacks_the_mount() {
     assert_eq!(said.matches("does not see this machine's files").count(), 1, "{said}");
 }
 
-/// kfp asks for labels on its own binds where the engine says that it has SELinux.
+/// kfp adds labels to its own binds if the engine reports SELinux.
 #[test]
 fn fetched_inputs_get_the_label_of_other_binds() {
     let fixture = fixture(|_| None);
@@ -153,7 +154,7 @@ fn fetched_inputs_get_the_label_of_other_binds() {
 }
 
 #[test]
-fn an_engine_that_refuses_for_another_reason_is_believed() {
+fn a_refusal_for_another_reason_is_passed_on() {
     let count = AtomicUsize::new(0);
     let fixture = fixture(move |_| {
         let refusal = r#"{"message":"no such image: i"}"#;

@@ -1,4 +1,4 @@
-//! Keys at every door of the API that is not a create's, against an engine that keeps what it was sent.
+//! Keys in requests of the API other than creates, against an engine that records what it receives.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::support::proxy_fixture::{ProxyFixture, Scratch, call, raw};
 const TASK: &str = "00000000000000000000000000000000000000000000000000000000000000aa";
 const PLAIN: &str = "00000000000000000000000000000000000000000000000000000000000000bb";
 
-/// Made when the test runs; a key to nothing.
+/// A key that opens nothing, made when the test runs.
 fn aws() -> String {
     ["Zq3xUtnFEMI7K7MDENGb", "PxRfiCYz8h2kP0aQ1Lm9"].concat()
 }
@@ -30,7 +30,7 @@ fn fixture() -> (Scratch, FakeEngine, ProxyFixture) {
     (scratch, engine, proxy)
 }
 
-/// An archive of one file, as text: it is sent in a request line and all.
+/// An archive of one file, as text, because the helper sends text.
 fn archive(name: &str, text: &str) -> String {
     let mut tar = tar::Builder::new(vec![]);
     let mut header = tar::Header::new_ustar();
@@ -48,9 +48,9 @@ fn reached(engine: &FakeEngine) -> usize {
     engine.seen().iter().filter(|seen| !seen.is("GET")).count()
 }
 
-/// A task of kfp without an identity: made before the session, or by a rule that gives none.
+/// A task of kfp without an identity: created before the session, or given none by a rule.
 #[test]
-fn copies_and_execs_are_judged_by_what_the_container_looks_like() {
+fn copies_and_execs_with_keys_are_refused_only_for_kfp_tasks() {
     let (_scratch, engine, proxy) = fixture();
     let env = serde_json::json!({"Env": [format!("AWS_SECRET_ACCESS_KEY={}", aws())]}).to_string();
     let copied = archive("x/.env", &format!("AWS_SECRET_ACCESS_KEY={}\n", aws()));
@@ -67,12 +67,12 @@ fn copies_and_execs_are_judged_by_what_the_container_looks_like() {
     }
     let whole = engine.seen().iter().any(|seen| seen.is("POST") && seen.line.contains(TASK));
     assert!(!whole, "{:?}", engine.seen());
-    // Without a key nobody is asked about.
+    // Without a key the exec passes.
     assert_eq!(call(&proxy.socket, &format!("POST /containers/{TASK}/exec"), r#"{"Cmd":["id"]}"#).0, 200);
 }
 
 #[test]
-fn imports_and_commits_are_looked_through() {
+fn imports_and_commits_are_searched() {
     let (_scratch, engine, proxy) = fixture();
     let change = |text: &str| escaped(&text.replace("VALUE", &aws()));
     let keyed = archive("etc/.env", &format!("AWS_SECRET_ACCESS_KEY={}\n", aws()));
@@ -117,7 +117,7 @@ fn imports_and_commits_are_looked_through() {
 }
 
 #[test]
-fn loads_are_looked_through_layer_by_layer() {
+fn loads_are_searched_layer_by_layer() {
     let (_scratch, engine, proxy) = fixture();
     let keyed = archive("etc/.env", &format!("AWS_SECRET_ACCESS_KEY={}\n", aws()));
     let env = format!(r#"{{"config":{{"Env":["AWS_SECRET_ACCESS_KEY={}"]}},"rootfs":{{}}}}"#, aws());
@@ -128,7 +128,7 @@ fn loads_are_looked_through_layer_by_layer() {
         let (status, answer) = call(&proxy.socket, "POST /images/load?quiet=1", &image);
         assert!(status == 403 && answer.contains(place), "{status} {answer}");
         assert!(!answer.contains(&aws()) && !proxy.said().contains(&aws()));
-        assert!(!engine.was_sent(&aws()), "it went on all the same");
+        assert!(!engine.was_sent(&aws()), "the request reached the engine");
     }
     let plain = archive("1/layer.tar", &archive("etc/motd", "hello\n"));
     assert_eq!(call(&proxy.socket, "POST /images/load", &plain).0, 200);
@@ -137,7 +137,7 @@ fn loads_are_looked_through_layer_by_layer() {
     assert!(engine.was_sent("hello"));
     let cut = archive("1/layer.tar", &archive("etc/motd", "hello\n")[..700]);
     assert_eq!(call(&proxy.socket, "POST /images/load", &cut).0, 200);
-    // It is said at the end of the upload, which the engine may have answered by then.
+    // The proxy reports it at the end of the upload, which the engine may have answered already.
     let end = Instant::now() + Duration::from_secs(5);
     while !proxy.said().contains("load: not verified: 1/layer.tar: the archive breaks off") {
         assert!(Instant::now() < end, "{}", proxy.said());
@@ -145,9 +145,9 @@ fn loads_are_looked_through_layer_by_layer() {
     }
 }
 
-/// The engine may have unpacked it by then.
+/// The engine may have unpacked the key before it reaches the damage.
 #[test]
-fn a_key_counts_though_the_archive_is_damaged_behind_it() {
+fn a_key_is_found_before_the_damaged_part_of_an_archive() {
     let (_scratch, _engine, proxy) = fixture();
     let keyed = archive("x/.env", &format!("AWS_SECRET_ACCESS_KEY={}\n", aws()));
     let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
@@ -178,7 +178,8 @@ fn transfers_that_are_not_searched_are_reported() {
     assert_eq!(reached(&engine), 2);
 }
 
-/// With `client-session` the context comes in a tunnel; an archive on stdin comes as the classic builder's does.
+/// With `client-session` the context comes through a tunnel; an archive on stdin is sent as the classic
+/// builder sends it.
 #[test]
 fn the_body_of_a_build_by_buildkit_is_judged_as_well() {
     let (_scratch, engine, proxy) = fixture();

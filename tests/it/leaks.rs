@@ -1,5 +1,6 @@
-//! No secret in anything that the program writes: with every source, through every failure, at trace level
-//! with directives that try to undo the log's own. Here without an engine; with one in `engine::leaks`.
+//! Nothing that the program writes contains a secret: with every source, through every failure, at trace
+//! level with directives that try to override the log's own. Here without an engine; `engine::leaks` uses
+//! one.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,7 +14,8 @@ use crate::support::canary::Canaries;
 use crate::support::fake_google::{Failure, FakeGoogle, rsa_key};
 use crate::support::session::{Folder, program};
 
-/// All there is, and targets of dependencies that are more specific than those which the program sets.
+/// Every target at trace level, and targets of dependencies that are more specific than those that the
+/// program sets.
 pub(crate) const LOUD: &str = "trace,hyper::proto=trace,hyper_util=trace,h2=trace,h2::codec::framed_write=trace,\
     h2::hpack=trace,bollard=trace,bollard::docker=trace,bollard::uri=trace,rustls=trace,rustls::client=trace,\
     yup_oauth2=trace,yup_oauth2::service_account=trace,kfp_creds=trace";
@@ -34,7 +36,7 @@ pub(crate) fn files(folder: &Path, google: &FakeGoogle, credential: &str) -> (St
     (config.display().to_string(), file.display().to_string())
 }
 
-/// What the fake knows by now, and the credential file's own content.
+/// The secrets that the fake has used so far, and those of the credential file.
 pub(crate) fn secrets_of(google: &FakeGoogle, credential: &str) -> Canaries {
     let mut canaries = Canaries::default();
     for (what, secret) in google.secrets() {
@@ -46,11 +48,11 @@ pub(crate) fn secrets_of(google: &FakeGoogle, credential: &str) -> Canaries {
             canaries.add(key, secret);
         }
     }
-    assert!(canaries.len() > 8, "hardly any secret went through it");
+    assert!(canaries.len() > 8, "the fake has hardly any secret");
     canaries
 }
 
-/// The line before what is encoded; put together here, so that the tree holds none.
+/// The line before the encoded key; assembled here, so that the tree contains no such line.
 fn begin(label: &str) -> String {
     format!("-----BEGIN {label}-----")
 }
@@ -90,7 +92,7 @@ impl Local {
         Self { child, at, capability, stdout, printed, stderr: Some(stderr) }
     }
 
-    /// Status line and head, and the body.
+    /// Sends the request; returns status line with headers, and the body.
     pub(crate) fn send(&self, request: &str) -> (String, String) {
         let mut stream = TcpStream::connect(self.at).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -109,7 +111,7 @@ impl Local {
         ))
     }
 
-    /// Stdout after the lines that hold the capability, and stderr.
+    /// Stdout except the lines with the capability, and stderr.
     pub(crate) fn end(mut self) -> (String, String) {
         let pid = self.child.id().to_string();
         Command::new("kill").args(["-INT", &pid]).status().unwrap();
@@ -127,19 +129,19 @@ impl Drop for Local {
     }
 }
 
-/// Says all it can, to us.
+/// Starts the program with every log at trace level and its output captured.
 pub(crate) fn loud(command: &mut Command) -> Child {
     command.env("KFP_CREDS_LOG", LOUD).env("RUST_LOG", LOUD).env("RUST_BACKTRACE", "full");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Runs it with every request that a client could make, well and badly, and looks at all that it wrote. The
-/// bodies of good answers are what the client is to have; the rest is searched.
+/// Runs the program, sends every kind of request, good and bad, and searches all that it wrote. The client is
+/// meant to have the bodies of good answers; the rest is searched.
 fn searched(google: &FakeGoogle, credential: &str, arguments: &[&str], failures: Vec<Failure>) -> String {
     searched_with(google, credential, "", arguments, failures)
 }
 
-/// With more in the config file.
+/// The same, with more in the config file.
 pub(crate) fn searched_with(
     google: &FakeGoogle,
     credential: &str,
@@ -168,7 +170,7 @@ pub(crate) fn searched_with(
     assert!(note(&audience).contains(" 200 "));
     note("/computeMetadata/v1/?recursive=true");
     note(&format!("{ACCOUNT}/?recursive=true&alt=text"));
-    // Other scopes and audiences, which nothing is cached for, so that the failures are met.
+    // Scopes and audiences without a cached token, so that the failures happen.
     for (number, failure) in failures.into_iter().enumerate() {
         google.fail(failure.clone());
         google.fail(failure.clone());
@@ -177,11 +179,11 @@ pub(crate) fn searched_with(
         assert!(!head.contains(" 200 "), "failure {number} was not met: {head}");
         (0..3).for_each(|_| google.unfail());
     }
-    // Its command line and environment are for every process of the user to read.
+    // Every process of the user can read its command line and environment.
     for place in ["cmdline", "environ"] {
         match std::fs::read(format!("/proc/{}/{place}", server.child.id())) {
             Ok(bytes) => seen.push_str(&String::from_utf8_lossy(&bytes)),
-            // It is not dumpable, so its environment is for root alone.
+            // The program is not dumpable, so only root can read its environment.
             Err(error) => {
                 assert_eq!((place, error.kind()), ("environ", std::io::ErrorKind::PermissionDenied))
             }
@@ -194,7 +196,7 @@ pub(crate) fn searched_with(
     let (stdout, stderr) = server.end();
     let mut canaries = secrets_of(google, credential);
     canaries.add("the path capability", &capability);
-    assert!(canaries.len() > 8, "hardly any secret went through it");
+    assert!(canaries.len() > 8, "the fake has hardly any secret");
     assert!(stderr.contains("TRACE") || stderr.contains("DEBUG"), "the log is not on: {stderr}");
     canaries.assert_absent("stdout", &stdout);
     canaries.assert_absent("stderr", &stderr);
@@ -255,7 +257,7 @@ fn a_login_leaks_nothing() {
     let (token, refused) =
         (server.get(&format!("{ACCOUNT}/token")), server.get(&format!("{ACCOUNT}/identity?audience=a")));
     assert!(token.0.contains(" 200 "));
-    // A new login while it runs, one that Google does not take any more, and files that are not understood.
+    // A new login while it runs, one that Google does not accept any more, and files that cannot be parsed.
     let mut seen = token.0 + &refused.0 + &refused.1;
     for content in
         [google.user(PERSON), file.replace("1//", "1//x"), file[..file.len() / 2].into(), swapped(&file)]
@@ -275,7 +277,8 @@ fn a_login_leaks_nothing() {
     }
 }
 
-/// A login page of the network, or a proxy that wants a login, is there when the session starts, and gone later.
+/// The network's login page, or a proxy that asks for a login, answers at the start of the session and not
+/// later.
 #[test]
 fn a_foreign_answer_at_the_start_ends_no_session() {
     for status in [302, 403, 407] {
@@ -289,7 +292,7 @@ fn a_foreign_answer_at_the_start_ends_no_session() {
         let mut command = program(&folder.0);
         command.env("GOOGLE_APPLICATION_CREDENTIALS", &credential);
         let server = Local::start(command, &["--config", &config]);
-        // What asks while the mint backs off is held, and served by the next try.
+        // A request while the mint backs off is held and gets the token of the next attempt.
         let served = (0..3).any(|_| server.get(&format!("{ACCOUNT}/token")).0.contains(" 200 "));
         let (_, stderr) = server.end();
         assert!(served, "{status}: {stderr}");
@@ -298,7 +301,7 @@ fn a_foreign_answer_at_the_start_ends_no_session() {
     }
 }
 
-/// Secrets where numbers and texts of another kind belong: what a parser would quote in its complaint.
+/// Secrets in fields of another type: a parser would quote them in its error.
 fn swapped(file: &str) -> String {
     let mut file: Value = serde_json::from_str(file).unwrap();
     let secrets = json!([file["refresh_token"], file["client_secret"], file["private_key"]]);
@@ -373,10 +376,11 @@ fn offline_tokens_and_the_capability_leak_nowhere() {
     let (head, body) = server.get(&format!("{ACCOUNT}/identity?audience=https://service.example"));
     canaries.add("an offline ID token", body.trim());
     seen.push_str(&head);
-    // A client that follows to the directory stays under it.
+    // A client that follows the redirect to the directory keeps the secret path.
     let (head, _) = server.get("/computeMetadata/v1");
     assert!(head.contains(&format!("/{capability}/computeMetadata/v1/\r\n")), "{head}");
-    // Without it, nothing: beside it, before it, a part of it, another one of the same length.
+    // Without the secret path, nothing: not beside it, before it, with a part of it, or with another one of
+    // the same length.
     let at = server.at;
     let other: String = capability.chars().map(|c| if c == 'a' { 'b' } else { 'a' }).collect();
     for path in [
@@ -395,7 +399,7 @@ fn offline_tokens_and_the_capability_leak_nowhere() {
         assert!(head.starts_with("HTTP/1.1 4") && !body.contains("token\":"), "{path}: {head}");
         seen.push_str(&(head + &body));
     }
-    // With it, but from a page: a rebound name, a foreign origin.
+    // With it, but from a web page: a rebound name, a foreign origin.
     for (host, header) in [
         ("evil.example", ""),
         ("169.254.169.254.nip.io", ""),
@@ -419,7 +423,7 @@ fn offline_tokens_and_the_capability_leak_nowhere() {
 }
 
 #[test]
-fn a_bare_listener_keeps_the_other_guards_and_to_this_machine() {
+fn an_open_listener_keeps_its_guards_and_stays_on_loopback() {
     let folder = Folder::new("leaks");
     let server = Local::start(program(&folder.0), &["--offline", "--open"]);
     assert_eq!(server.capability, "");
@@ -450,7 +454,7 @@ fn a_bare_listener_keeps_the_other_guards_and_to_this_machine() {
     }
 }
 
-/// The searcher itself: it finds each planted secret, and nothing where there is none.
+/// The search itself finds each planted secret, and nothing if there is none.
 #[test]
 fn a_planted_leak_is_found_in_every_form() {
     use base64::Engine as _;
@@ -482,7 +486,7 @@ fn a_planted_leak_is_found_in_every_form() {
         assert!(!canaries.found_in(text).is_empty(), "missed: {text}");
     }
     assert!(canaries.found_in("ya29. planted secret token eWEyOS4=").is_empty());
-    // Long ones are found where they are cut short, JWTs by their parts, keys by their lines.
+    // It finds long secrets that were truncated, JWTs by their parts, and keys by their lines.
     let mut canaries = Canaries::default();
     let (claims, signature) =
         ("eyJzdWIiOiIxMjM0NTY3ODkwIn0", "c2lnbmF0dXJlLW9mLWEtdG9rZW4tdGhhdC1pcy1sb25nLWVub3VnaA");

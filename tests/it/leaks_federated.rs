@@ -1,5 +1,5 @@
-//! No secret of a federated source in anything that the program writes, as in [`crate::leaks`]: subject tokens,
-//! what they are fetched with, federated tokens, client secrets, AWS keys, what commands write.
+//! Nothing that the program writes contains a secret of a federated source, as in [`crate::leaks`]: subject
+//! tokens, the secrets to fetch them, federated tokens, client secrets, AWS keys, and the output of commands.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -31,13 +31,13 @@ fn failures() -> Vec<Failure> {
     ]
 }
 
-/// The program with `config`, well and through every failure; all that it wrote is searched. `more` is how many
-/// requests come before the one that is to fail.
+/// Runs the program with `config`, in good order and through every failure, and searches all that it wrote.
+/// `before` is how many requests precede the one that fails.
 fn searched(fake: &Federation, folder: &Folder, config: &str, variables: &[(&str, &str)], before: usize) {
     searched_at(&fake.url(), fake, folder, config, variables, before);
 }
 
-/// With the token service at `sts`.
+/// The same, with the token service at `sts`.
 fn searched_at(
     sts: &str,
     fake: &Federation,
@@ -77,7 +77,7 @@ fn searched_at(
     seen.push_str(&stdout);
     seen.push_str(&stderr);
     for failure in failures() {
-        // What comes first goes well; then as often as it is tried.
+        // The first requests succeed; then the next one fails at each of its three attempts.
         fake.fail_later(before, &failure, 3);
         seen.push_str(&briefly(command(), &file));
         fake.unfail();
@@ -86,11 +86,11 @@ fn searched_at(
     for (what, secret) in fake.secrets() {
         canaries.add(what, &secret);
     }
-    assert!(canaries.len() > 6, "hardly any secret went through it");
+    assert!(canaries.len() > 6, "the fake has hardly any secret");
     canaries.assert_absent("what it wrote", &seen);
 }
 
-/// What the program says until it ends, or for a while.
+/// The output of the program until it ends, or for a short while.
 fn briefly(mut command: Command, config: &Path) -> String {
     command.args(["serve", "--listen", "127.0.0.1:0", "--config", config.to_str().unwrap()]);
     let mut child = loud(&mut command);
@@ -101,7 +101,7 @@ fn briefly(mut command: Command, config: &Path) -> String {
         std::thread::sleep(Duration::from_millis(100));
     }
     let _ = child.kill();
-    // Three of its lines are the capability, which is for the person.
+    // The lines that begin with `export` hold the capability, which is meant for the person.
     let out = child.wait_with_output().unwrap();
     let text = everything(&out);
     text.lines().filter(|line| !line.starts_with("export ")).collect::<Vec<_>>().join("\n")
@@ -161,7 +161,7 @@ fn a_token_file_and_a_client_leak_nothing() {
     });
     let file = credential_file(&folder, &fake, &json!({"file": token, "format": format}), &more);
     searched(&fake, &folder, &format!("credentials_file = {file:?}"), &[], 0);
-    // Files that are not understood.
+    // Files that cannot be parsed.
     for text in [
         "canary-in-a-message",
         "{\"jwt\": [\"canary-in-a-message\"]}",
@@ -198,7 +198,7 @@ fn aws_keys_leak_nothing() {
     let aws = fake.aws();
     let file = credential_file(&folder, &fake, &aws, &json!({"subject_token_type": AWS4}));
     let config = format!("credentials_file = {file:?}");
-    // At the metadata service, and at the exchange.
+    // A failure at the metadata service, and one at the exchange.
     searched(&fake, &folder, &config, &[], 3);
     searched(&fake, &folder, &config, &[], 4);
     let keys = [
@@ -259,7 +259,7 @@ fn headers_for_a_url_leak_nothing() {
     for (config, variables) in
         [(of_a_file, &[][..]), (of_the_config, &[("WANTED", "canary-header-value")][..])]
     {
-        // At the URL, and at the exchange.
+        // A failure at the URL, and one at the exchange.
         searched(&fake, &folder, &config, variables, 0);
         searched(&fake, &folder, &config, variables, 1);
     }
@@ -272,7 +272,7 @@ fn an_output_file_leaks_nothing() {
     let (kept, helper) = (folder.0.join("kept.json"), folder.0.join("helper"));
     let token = issuer.token("me", &audience(), 300, &json!({}));
     fake.secret("what an output file keeps", &token);
-    // It is there before the command would run, which fails.
+    // The output file exists before the command would run, and the command fails.
     let end = seconds() + 300;
     let answer = |token: &str| json!({"version": 1, "success": true, "token_type": JWT, "id_token": token, "expiration_time": end});
     std::fs::write(&kept, answer(&token).to_string()).unwrap();
@@ -308,7 +308,7 @@ fn the_key_of_a_certificate_leaks_nothing() {
     let config = format!("credentials_file = {file:?}");
     let trusting = [("SSL_CERT_FILE", ca.to_str().unwrap())];
     searched_at(&sts, &fake, &folder, &config, &trusting, 0);
-    // A key that is none: nothing of the file is quoted.
+    // An invalid key: the message quotes nothing of the file.
     let whole = std::fs::read_to_string(&key).unwrap();
     for spoilt in [whole.replace("PRIVATE", "CANARY"), whole.replacen("M", "canary-in-a-message", 1)] {
         std::fs::write(&key, spoilt).unwrap();

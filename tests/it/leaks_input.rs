@@ -1,6 +1,6 @@
-//! Secrets where something else belongs: every flag, argument, variable and config key is given secrets of many
-//! shapes, and nothing that the program writes may hold a piece of them. What there is to be given comes from the
-//! command line's definition, the config's table and the source, so a new one is covered when it is there.
+//! Secrets in place of other values: every flag, argument, variable and config key is given secrets of many
+//! shapes, and nothing that the program writes may contain a part of them. The lists come from the command
+//! line's definition, the config's table and the source, so a new one is covered at once.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -17,10 +17,10 @@ use serde_json::json;
 use crate::support::fake_google::rsa_key;
 use crate::support::session::{Folder, program};
 
-/// A piece of this length is a leak.
+/// A part of this length is a leak.
 const PIECE: usize = 14;
 
-/// A value to be given, and what of it is secret.
+/// A value that the test gives, and the secret part of it.
 struct Given {
     name: &'static str,
     value: String,
@@ -33,9 +33,9 @@ impl Given {
     }
 
     fn assert_absent(&self, place: &str, text: &str) {
-        // A path is shown with its directories, so slashes and blanks part what is looked for.
+        // A path is shown with its directories, so the search splits at slashes and blanks.
         for piece in self.secret.split(|c: char| c.is_whitespace() || "/,:\"\\.".contains(c)) {
-            // Names of fields are everywhere.
+            // Field names are not secret.
             if ["service_account", "authorized_user", "private_key_id"].contains(&piece)
                 || piece.len() < PIECE
             {
@@ -137,7 +137,7 @@ fn env(folder: &Path) -> Environment {
     }
 }
 
-/// Every key of the config with its kind, from its documentation.
+/// Every key of the config, and whether it is a list of strings, from its documentation.
 fn keys() -> Vec<(String, bool)> {
     let text = config::reference();
     let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
@@ -147,11 +147,11 @@ fn keys() -> Vec<(String, bool)> {
             (key.to_owned(), rest.contains("| a list of strings |"))
         })
         .collect();
-    assert!(keys.len() > 60, "the document of the keys reads otherwise now");
+    assert!(keys.len() > 60, "the format of the config's reference has changed");
     keys
 }
 
-/// `rule[].image` with a value as a line of TOML.
+/// A line of TOML that sets a path like `rule[].image` to `value`.
 fn line(path: &str, value: &str) -> String {
     fn inside(path: &str, value: &str) -> String {
         let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
@@ -188,7 +188,7 @@ fn no_config_key_shows_a_secret() {
                     }
                 };
                 given.assert_absent(&key, &said);
-                // It is written to disk each time.
+                // Trusting a file writes to disk each time, so only some shapes are tried.
                 if !["a key", "a JWT", "a secret key"].contains(&given.name) || !written.ends_with(&text) {
                     continue;
                 }
@@ -203,7 +203,7 @@ fn no_config_key_shows_a_secret() {
     assert!(refused > 1000, "hardly anything was refused: {refused}");
 }
 
-/// Each command with one of its arguments, and the value that goes there; from the definition.
+/// Each command with one of its arguments set to `value`, from the definition.
 fn listening(value: &str) -> Vec<Vec<String>> {
     fn below(command: &clap::Command, path: &[String], value: &str, all: &mut Vec<Vec<String>>) {
         let with =
@@ -236,7 +236,7 @@ fn no_complaint_about_the_command_line_shows_a_secret() {
     let mut refused = 0;
     for given in shapes() {
         let listening = listening(&given.value);
-        assert!(listening.len() > 80, "the command line reads otherwise now");
+        assert!(listening.len() > 80, "the command line's definition has changed");
         for door in listening {
             if let Err(error) = Cli::try_parse_from(&door) {
                 refused += 1;
@@ -247,7 +247,7 @@ fn no_complaint_about_the_command_line_shows_a_secret() {
     assert!(refused > 500, "hardly anything was refused: {refused}");
 }
 
-/// Runs it with no engine, no login and no metadata server in reach. What it serves is ended soon.
+/// Runs it with no engine, no login and no metadata server in reach. A server is ended after 4 s.
 fn told(command: &mut Command) -> (Output, bool) {
     command.env("GCE_METADATA_IP", "127.0.0.1:9").env("DOCKER_HOST", "unix:///nonexistent/docker.sock");
     let mut child =
@@ -268,10 +268,11 @@ fn everything(out: &Output) -> String {
     [&out.stdout[..], &out.stderr].map(String::from_utf8_lossy).concat()
 }
 
-/// With an audit log, as all that is said may stand there too.
+/// With an audit log, because messages may be written there too.
 fn quiet(folder: &Path) -> Command {
     std::fs::write(folder.join("kfp-creds.toml"), "").unwrap();
-    // `relay-image` writes this one, and not the whole program each time: the head of a program, which is enough.
+    // `relay-image` writes this file, which has only the header of a program, instead of a whole relay each
+    // time.
     let (arch, machine) = if cfg!(target_arch = "aarch64") { ("arm64", 183) } else { ("amd64", 62) };
     let mut relay = [0; 64];
     relay[..6].copy_from_slice(b"\x7fELF\x02\x01");
@@ -280,7 +281,7 @@ fn quiet(folder: &Path) -> Command {
     let mut command = program(folder);
     command
         .env("GCE_METADATA_HOST", "127.0.0.1:9")
-        // No session of somebody else is asked.
+        // Sessions of other tests are not asked.
         .env("XDG_RUNTIME_DIR", folder.join("run"))
         .env("KFP_CREDS_RELAY_FOLDER", folder)
         .env("KFP_CREDS_LOG", crate::leaks::LOUD)
@@ -298,12 +299,12 @@ fn no_argument_shows_a_secret_when_it_is_used() {
     let mut ran = 0;
     for given in shapes() {
         for door in listening(&given.value) {
-            // Not those that clap refuses, which have a test of their own.
+            // Without the lines that clap refuses, which have a test of their own.
             if Cli::try_parse_from(&door).is_err() || door.iter().any(|word| word == "--no-such-flag") {
                 continue;
             }
             let mut command = quiet(&folder.0);
-            // The command of `run` is looked for when there is an engine.
+            // Without an engine, `run` does not look for the command.
             let (out, _) = told(command.args(&door[1..]));
             ran += 1;
             let place = format!("{:?}", &door[1..door.len() - 1]);
@@ -350,7 +351,7 @@ fn variables() -> BTreeSet<String> {
                     }
                 }
             }
-            // Lists of names.
+            // Lists of names in string literals.
             for word in text.split('"').skip(1).step_by(2).filter(|word| upper(word) && word.contains('_')) {
                 all.insert(word.into());
             }
@@ -361,7 +362,7 @@ fn variables() -> BTreeSet<String> {
     {
         assert!(all.contains(known), "{known} is not found any more");
     }
-    // The loader's own and what would hide the program from itself.
+    // Leaves out variables of the loader, and those that would keep the program from running or logging.
     all.retain(|name| !name.starts_with("LD_") && name != "PATH" && name != "KFP_CREDS_LOG");
     all
 }
@@ -393,9 +394,9 @@ fn no_variable_shows_a_secret() {
     }
 }
 
-/// The message says what was wrong, to a person who made the common mistake.
+/// The message says what was wrong, for a person who made this common mistake.
 #[test]
-fn a_credential_in_place_of_its_path_is_told_as_what_it_is() {
+fn a_credential_in_place_of_its_path_is_recognised() {
     let folder = Folder::new("doors");
     for given in shapes() {
         let expected = match given.name {
@@ -420,7 +421,7 @@ fn a_credential_in_place_of_its_path_is_told_as_what_it_is() {
     }
 }
 
-/// What is no secret is shown, or nobody could use the messages.
+/// Values that are not secret are shown, because messages would be useless without them.
 #[test]
 fn ordinary_values_are_quoted_as_they_are() {
     let folder = Folder::new("doors");

@@ -1,5 +1,5 @@
-//! Real client libraries of six languages, unmodified, each in a network namespace where 169.254.169.254 is this
-//! program: `docs/internals/clients.md` is what this test saw. `tests/python/clients/matrix.py` runs them.
+//! Real client libraries of six languages, unmodified, each in a network namespace where 169.254.169.254 is
+//! this program: `docs/internals/clients.md` has the results. `tests/python/clients/matrix.py` runs them.
 
 mod busy;
 mod clouds;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::support::session::{PROGRAM, python};
 
-/// Whether a client may be missing: what no package registry has, and what only `--clients-all` builds.
+/// Whether a client may be missing: one that no package registry has, or that only `--clients-all` builds.
 fn optional(absent: &Value) -> bool {
     let all = std::env::var("KFP_CREDS_TEST_CLIENTS").is_ok_and(|which| which == "all");
     let slow = ["Java", "Rust"].contains(&text(absent, "family"))
@@ -35,7 +35,7 @@ const FINDS: [(&str, &str); 8] = [
     ("api", "API call"),
 ];
 
-/// Behind the version of a client that was not on this machine.
+/// Follows the version of a client that is not on this machine.
 const EARLIER: &str = ", earlier run";
 
 /// Cells of the second table.
@@ -96,7 +96,7 @@ fn every_client_finds_what_it_needs() {
     let file = book();
     let was = std::fs::read_to_string(&file).unwrap_or_default();
     let is = document(&seen, &was);
-    // Versions alone make a new document, and no failure: another machine may have others.
+    // Other versions alone change the document but do not fail the test: another machine may have other ones.
     if was != is {
         std::fs::write(&file, &is).unwrap();
     }
@@ -104,7 +104,9 @@ fn every_client_finds_what_it_needs() {
     if before != after {
         let changed: Vec<_> =
             after.iter().filter(|(key, cells)| before.get(*key) != Some(*cells)).take(5).collect();
-        panic!("docs/internals/clients.md was not what was seen; it is rewritten now, look: {changed:?} ...");
+        panic!(
+            "docs/internals/clients.md differed from the results; it is rewritten now, look: {changed:?} ..."
+        );
     }
 }
 
@@ -126,10 +128,10 @@ fn note<'a>(row: &'a Value, cell: &str) -> Option<&'a str> {
     notes.iter().find(|(cells, _)| cells.split(", ").any(|of| of == cell)).and_then(|(_, note)| note.as_str())
 }
 
-/// Verdicts that need no word of explanation.
+/// Verdicts that need no explanation.
 const GOOD: [&str; 3] = ["yes", "asks again", "keeps it"];
 
-/// Why a row cannot stand: a verdict without its reason, a reason without its verdict, a client that died.
+/// What is wrong with a row: a verdict without its reason, a reason without its verdict, a client that died.
 fn fault(row: &Value) -> Option<String> {
     let mut found = String::new();
     for (cell, heading) in FINDS.iter().chain(&BEARS) {
@@ -184,7 +186,7 @@ fn document(seen: &Value, was: &str) -> String {
             list(row, "asked").iter().filter_map(Value::as_str).map(|path| format!("`{path}`")).collect();
         writeln!(out, "| {} | {} |", text(row, "name"), asked.join(" ")).unwrap();
     }
-    // Another test's.
+    // The section of another test.
     out += &clouds::kept(was);
     out
 }
@@ -212,7 +214,8 @@ fn table(out: &mut String, seen: &Value, was: &str, section: &str, cells: &[(&st
     }
 }
 
-/// A row with that behind its version, which is in the column `at`, once; what never ran has no version.
+/// The row with [`EARLIER`] after its version, which is in the column `at`; a client that never ran has no
+/// version.
 fn of_an_earlier_run(row: &str, at: usize) -> String {
     let mut cells: Vec<String> = row.split(" | ").map(String::from).collect();
     if let Some([version, first, ..]) = cells.get_mut(at..)
@@ -240,13 +243,14 @@ fn absent(seen: &Value, name: &str) -> bool {
     list(seen, "absent").iter().any(|absent| text(absent, "name") == name)
 }
 
-/// Rows of clients that are not on this machine, as they were.
+/// The rows of clients that are not on this machine, unchanged.
 fn kept<'a>(seen: &Value, was: &'a str, heading: &str) -> impl Iterator<Item = &'a str> {
     let name = |line: &str| line.trim_start_matches("| ").split(" |").next().unwrap_or_default().to_string();
     section(was, heading).filter(move |line| absent(seen, &name(line)))
 }
 
-/// What a document claims, by section and client, and its notes. Versions and what is asked belong to a machine.
+/// The claims of a document, by section and client, and its notes, without versions and requests, which
+/// differ between machines.
 fn verdicts(document: &str) -> BTreeMap<(String, String), Vec<String>> {
     let mut found = BTreeMap::new();
     for heading in ["What they find", "How they bear faults"] {

@@ -1,4 +1,5 @@
-//! What is told of containers that end, start again and are cut off, at an engine that does as it is told.
+//! What is reported about containers that end, start again and are cut off, with an engine that the test
+//! controls.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -37,7 +38,7 @@ fn container(digit: char) -> ContainerId {
     ContainerId::parse(&digit.to_string().repeat(64)).unwrap()
 }
 
-/// A container that stopped, said once the events are followed.
+/// The event of a container that stopped.
 fn died(container: &ContainerId) -> String {
     let event = serde_json::json!({
         "Type": "container", "Action": "die",
@@ -53,14 +54,14 @@ struct Fixture {
     recorder: Recorder,
     heard: Heard,
     audit: PathBuf,
-    /// The engine connects no container while this is so.
+    /// While this is true, the engine connects no container.
     held: Arc<AtomicBool>,
     tasks: Tasks,
     _scratch: Scratch,
 }
 
 impl Fixture {
-    /// `events` is what the engine says to whoever follows it.
+    /// `events` is what the engine sends to every follower of its events.
     async fn new(source: Arc<dyn Source>, events: String) -> Self {
         Self::of_clouds(Sources { google: source, aws: None, azure: None }, events, false).await
     }
@@ -148,7 +149,7 @@ impl Fixture {
         answered.await.unwrap();
     }
 
-    /// Follows the events until what they say has ended the lease of `digit`.
+    /// Follows the events until they have ended the lease of the container `digit`.
     async fn follow(&self, digit: char) {
         self.tasks.spawn("events", self.lifecycle.clone().follow_events());
         let leased = || {
@@ -218,7 +219,7 @@ async fn status_lists_tokens_of_earlier_runs_too() {
     fixture.only().lease.unwrap().issued().add(first);
     fixture.follow('a').await;
     fixture.start('a').await;
-    // The same one is served from the cache again, and another is new.
+    // The first token is served from the cache again, and the second is new.
     let lease = fixture.only().lease.unwrap();
     lease.issued().add(first);
     lease.issued().add(second);
@@ -226,7 +227,7 @@ async fn status_lists_tokens_of_earlier_runs_too() {
     assert_eq!(told.iter().map(|token| token.id).collect::<Vec<_>>(), [first.id, second.id]);
     assert_eq!(fixture.cut_offs().await[1]["outstanding"].as_array().unwrap().len(), 2);
     fixture.start('a').await;
-    assert!(fixture.only().lease.is_none(), "a start brought it back");
+    assert!(fixture.only().lease.is_none(), "a start brought the lease back");
 }
 
 const WITHIN: Duration = Duration::from_secs(8);
@@ -260,7 +261,7 @@ async fn the_end_of_a_container_erases_tokens_of_no_other_lease() {
             let token = Arc::downgrade(&fixture.mint.access(&request, None, WITHIN).await.unwrap());
             kept.push((token, stays));
         }
-        tokio::time::sleep(Duration::from_millis(1)).await; // the flights' own tasks end
+        tokio::time::sleep(Duration::from_millis(1)).await; // wait until the tasks of the mint end
         match by_hand {
             true => drop(fixture.lifecycle.bar(&container('a')).unwrap()),
             false => fixture.follow('a').await,
@@ -269,7 +270,7 @@ async fn the_end_of_a_container_erases_tokens_of_no_other_lease() {
         let expected: Vec<bool> = kept.iter().map(|(_, stays)| *stays).collect();
         assert_eq!(there, expected, "by hand: {by_hand}");
 
-        // The next container of that identity has another one made, once.
+        // The next container of that identity causes one new token.
         let before = fake.calls().len();
         fixture.attach('d', &wide).await;
         fixture.mint.access(&shared, None, WITHIN).await.unwrap();
@@ -279,7 +280,7 @@ async fn the_end_of_a_container_erases_tokens_of_no_other_lease() {
 
 #[tokio::test]
 async fn a_token_minted_ahead_for_an_ended_container_is_dropped() {
-    // It ends while the token is on its way, or before anybody asked for one.
+    // The container ends while the token is being minted, or before anybody requested one.
     for on_its_way in [true, false] {
         let (scratch, fake) = (crate::minting::Scratch::new(), FakeGoogle::start());
         let key = fake.service_account(crate::minting::KEY_ACCOUNT, rsa_key());
@@ -293,7 +294,7 @@ async fn a_token_minted_ahead_for_an_ended_container_is_dropped() {
         fixture.lifecycle.bar(&container('a')).unwrap();
         fixture.start('a').await;
         tokio::time::sleep(Duration::from_millis(600)).await;
-        assert_eq!(fake.calls().len(), 1, "made ahead, and not for one that is barred");
+        assert_eq!(fake.calls().len(), 1, "made ahead, but not for a container that was cut off");
         assert!(
             fixture.mint.cached(&fixture.mint.request(&identity, None, None), None, Now::read()).is_none(),
             "{on_its_way}"
@@ -310,12 +311,12 @@ async fn a_container_attached_while_another_ends_has_its_token() {
     fixture.attach('a', &identity).await;
     let request = fixture.mint.request(&identity, None, None);
     fixture.mint.access(&request, None, WITHIN).await.unwrap();
-    // The engine takes its time with the network: the lease of the next one is not there when this one ends.
+    // The engine is slow to connect the next container, so that has no lease yet when this one ends.
     fixture.held.store(true, Ordering::Release);
     let ended = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         fixture.follow('a').await;
-        assert!(fixture.mint.cached(&request, None, Now::read()).is_none(), "nobody had it then");
+        assert!(fixture.mint.cached(&request, None, Now::read()).is_none(), "the token is still cached");
         fixture.held.store(false, Ordering::Release);
     };
     tokio::join!(fixture.attach('b', &identity), ended);
@@ -324,7 +325,7 @@ async fn a_container_attached_while_another_ends_has_its_token() {
     assert!(fixture.mint.cached(&request, None, Now::read()).is_some());
 }
 
-/// A session's sources with a scripted one of AWS, which the test holds, and an identity that has a role.
+/// Sources with a scripted AWS, which the test controls, and an identity that has a role.
 fn on_aws() -> (Arc<Scripted>, Sources, Arc<Identity>) {
     let aws = Arc::<Scripted>::default();
     let sources = Sources { google: offline(), aws: Some(aws.clone()), azure: None };
@@ -332,7 +333,7 @@ fn on_aws() -> (Arc<Scripted>, Sources, Arc<Identity>) {
 }
 
 #[tokio::test]
-async fn a_session_asked_for_during_the_attach_is_asked_for_once() {
+async fn an_aws_session_requested_in_the_attach_is_minted_once() {
     let (aws, sources, identity) = on_aws();
     let fixture = Fixture::of_clouds(sources, died(&container('a')), false).await;
     fixture.attach('a', &identity).await;
@@ -360,7 +361,7 @@ async fn an_attach_without_google_names_the_aws_role() {
 }
 
 #[tokio::test]
-async fn a_late_session_is_said_once_where_clients_ask_the_imds() {
+async fn a_late_aws_session_is_reported_once_if_clients_use_imds() {
     let (aws, sources, identity) = on_aws();
     let fixture = Fixture::of_clouds(sources, String::new(), false).await;
     aws.set(Script::Refuse("sts:AssumeRole is missing"));
@@ -431,7 +432,7 @@ async fn every_minted_token_is_recorded() {
     fixture.mint.access(&ask(&first), Some(Requestor::Session(&first)), WITHIN).await.unwrap();
     fixture.attach('a', &first).await;
     fixture.attach('b', &second).await;
-    // The one that is on its way already, and one that nobody had made.
+    // One token that was already minted, and one that was not.
     let grant = fixture.lifecycle.members()[1].grant.clone();
     fixture.mint.access(&ask(&second), Some(Requestor::Container(&grant)), WITHIN).await.unwrap();
     let audience =

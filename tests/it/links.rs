@@ -1,4 +1,5 @@
-//! Links of the Markdown files lead to files and headings that exist, and so do the documents that other files name.
+//! Links of the Markdown files lead to files and headings that exist, and documents that other files name
+//! exist.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,7 +9,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All files of the repository below `folder`, without what builds and set-ups leave there.
+/// All files of the repository below `folder`, except what builds and `scripts/setup` leave there.
 fn files(folder: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -31,7 +32,7 @@ fn documents() -> Vec<PathBuf> {
     all
 }
 
-/// Lines outside fenced blocks, without what stands between backquotes.
+/// Lines outside fenced blocks, without text in backquotes.
 fn prose(text: &str) -> String {
     let mut fenced = false;
     let outside = text.lines().filter(|line| {
@@ -48,7 +49,7 @@ fn targets(text: &str) -> Vec<String> {
     all.map(|(target, _)| target.to_owned()).filter(|target| !target.contains("://")).collect()
 }
 
-/// The anchors that code hosts make of headings.
+/// The anchors that code hosts make from headings.
 fn anchors(text: &str) -> BTreeSet<String> {
     let mut fenced = false;
     let mut found = BTreeSet::new();

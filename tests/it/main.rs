@@ -1,4 +1,4 @@
-//! One test binary: what is tested through the outside of the program, and what holds for the whole tree.
+//! One test binary: tests of the program from outside, and of the whole tree.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stderr,

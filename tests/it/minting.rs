@@ -1,4 +1,4 @@
-//! Sources and mint against Google at the wire (`FakeGoogle`), which checks what it is sent.
+//! Sources and mint against a Google at the wire (`FakeGoogle`), which checks the requests.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -33,7 +33,7 @@ pub(crate) const USER: &str = "dev@example.com";
 pub(crate) const RUNNER: &str = "runner@sa-project.iam.gserviceaccount.com";
 pub(crate) const BIGQUERY: &str = "https://www.googleapis.com/auth/bigquery";
 
-/// A directory of a test's own.
+/// A directory for one test.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
@@ -59,7 +59,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Short, so that what hangs is seen soon; long enough for a busy machine.
+/// Short, so that a hang is noticed soon; long enough for a busy machine.
 pub(crate) fn quick() -> Limits {
     Limits {
         call: Duration::from_secs(4),
@@ -69,7 +69,7 @@ pub(crate) fn quick() -> Limits {
     }
 }
 
-/// Three calls that hang do not get their whole time: one mint has a limit of its own.
+/// Three hanging calls do not get their full time, because one mint has its own limit.
 #[track_caller]
 pub(crate) fn assert_cut_short(took: Duration) {
     let limit = quick().mint;
@@ -122,7 +122,7 @@ pub(crate) fn kinds(fake: &FakeGoogle) -> Vec<String> {
     fake.calls().into_iter().map(|call| call.kind).collect()
 }
 
-/// The text of a refusal; panics where it is not one, or where it holds what upstream wrote.
+/// The text of a refusal; panics for other results, or if the text contains the upstream's words.
 #[track_caller]
 pub(crate) fn refusal<T: std::fmt::Debug>(outcome: Result<T, SourceError>) -> String {
     match outcome {
@@ -151,14 +151,14 @@ async fn a_service_account_key_mints_for_exactly_the_scopes() {
     assert_eq!(principal.kind, "service account key");
     assert_eq!(principal.email.as_deref(), Some(KEY_ACCOUNT));
     assert_eq!(principal.project.as_deref(), Some("sa-project"));
-    // Nothing is cached below the mint.
+    // Only the mint caches.
     google.access_token(&ask(None)).await.unwrap();
     assert_eq!(kinds(&fake), ["jwt-bearer", "jwt-bearer"]);
 }
 
-/// Every form of a PEM that google-auth for Python takes, and line ends that were escaped once too often.
+/// Every form of a PEM that google-auth for Python accepts, and line ends that were escaped twice.
 #[tokio::test]
-async fn a_private_key_may_be_pasted_badly() {
+async fn a_badly_pasted_private_key_is_accepted() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let file: Value = serde_json::from_str(&fake.service_account(KEY_ACCOUNT, rsa_key())).unwrap();
     let pem = rsa_key();
@@ -183,7 +183,7 @@ async fn a_private_key_may_be_pasted_badly() {
     }
 }
 
-/// Each is told as what it is, and what the person can do.
+/// The message says what kind of key it is, and what the person can do.
 #[test]
 fn an_unusable_key_is_named_by_its_kind() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
@@ -214,9 +214,9 @@ fn an_unusable_key_is_named_by_its_kind() {
     }
 }
 
-/// Blanks and a line end come with the clipboard, and some clients have an empty secret.
+/// Blanks and a line end come with copied text, and some clients have an empty secret.
 #[tokio::test]
-async fn pasted_addresses_and_empty_client_secrets_are_taken() {
+async fn pasted_addresses_and_empty_client_secrets_are_accepted() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let mut file: Value = serde_json::from_str(&fake.service_account(KEY_ACCOUNT, rsa_key())).unwrap();
     file["token_uri"] = json!(format!(" {}\n", file["token_uri"].as_str().unwrap()));
@@ -230,7 +230,7 @@ async fn pasted_addresses_and_empty_client_secrets_are_taken() {
     assert_eq!(kinds(&fake).last().map(String::as_str), Some("refresh_token"));
 }
 
-/// What a proxy or the network's login page answers is not Google's word on the credential.
+/// The answer of a proxy or of the network's login page is not Google's verdict on the credential.
 #[tokio::test]
 async fn answers_of_foreign_servers_are_transient_and_named() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
@@ -257,7 +257,7 @@ async fn answers_of_foreign_servers_are_transient_and_named() {
     }
 }
 
-/// The transport that yup is given keeps no client: the one of now is asked.
+/// The transport that yup gets does not keep a client, but uses the current one for each call.
 #[tokio::test]
 async fn a_key_keeps_its_connection_until_the_machine_slept() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
@@ -348,7 +348,7 @@ async fn a_user_login_refreshes_without_narrowing_and_learns_its_name() {
     assert_eq!(google.principal().email, None);
     let token = google.access_token(&ask(None)).await.unwrap();
     assert!(fake.minted(token.value.expose()).unwrap().scopes.contains(CLOUD_PLATFORM));
-    assert!(token.scopes.is_empty(), "upstream decided");
+    assert!(token.scopes.is_empty(), "the upstream chooses the scopes");
     assert_eq!(fake.calls()[0].scopes, None);
     let principal = google.principal();
     assert_eq!((principal.kind, principal.email.as_deref()), ("user login", Some(USER)));
@@ -366,7 +366,7 @@ async fn a_rotated_refresh_token_is_used_from_then_on() {
     for _ in 0..3 {
         google.access_token(&ask(None)).await.unwrap();
     }
-    // A file that was only touched does not bring the old one back.
+    // Touching the file does not bring the old refresh token back.
     scratch.write("credential.json", &file);
     assert_eq!(google.reload(), Reloaded::Same);
     google.access_token(&ask(None)).await.unwrap();
@@ -447,18 +447,18 @@ async fn temporary_failures_are_retried_then_transient() {
 }
 
 #[tokio::test]
-async fn a_server_that_asks_to_wait_is_not_asked_before() {
+async fn a_server_is_not_asked_before_its_retry_after() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     for file in [fake.user(USER), fake.service_account(KEY_ACCOUNT, rsa_key())] {
         let google = source(&scratch, &file, &fake);
-        // A moment is waited for.
+        // The source waits for a second.
         fake.asks_to_wait("1");
         let (before, began) = (fake.calls().len(), Instant::now());
         fake.fail(Failure::oauth(429, "rate_limit_exceeded", None));
         google.access_token(&ask(None)).await.unwrap();
         assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
         assert_eq!(fake.calls().len() - before, 2);
-        // A minute is told.
+        // A minute is reported to the caller instead.
         fake.asks_to_wait("60");
         let before = fake.calls().len();
         fake.fail(Failure::html_503());
@@ -490,7 +490,7 @@ async fn answers_are_bounded_in_size_and_time() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_not_there_is_transient_and_named() {
+async fn an_unreachable_endpoint_is_transient_and_named() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let path = scratch.write("user.json", &fake.user(USER));
@@ -516,7 +516,7 @@ async fn lifetimes_are_never_inflated() {
         fake.fail(plain_200(&absurd.to_string()));
         let token = google.access_token(&ask(None)).await.unwrap();
         assert!(left(token.expires) <= 43_200);
-        // Without an expiry there is no token, and what is no answer is not one either.
+        // Without an expiry there is no token, and neither is there for an answer of another form.
         for body in [r#"{"access_token":"canary","token_type":"Bearer"}"#, "{}", "[]", ""] {
             let before = fake.calls().len();
             (0..3).for_each(|_| fake.fail(plain_200(body)));
@@ -533,7 +533,8 @@ fn plain_200(body: &str) -> Failure {
 #[tokio::test]
 async fn an_absurd_lifetime_causes_no_panic() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
-    // yup computes with what it is told, and panics; it is told what a clock can hold.
+    // yup computes with the lifetime that it gets and panics on overflow, so it gets one that a clock can
+    // represent.
     let google = source(&scratch, &fake.service_account(KEY_ACCOUNT, rsa_key()), &fake);
     let mint = Mint::new(Arc::new(google), Tasks::new(), Recorder::default());
     fake.fail(plain_200(&json!({"access_token": "x", "expires_in": i64::MAX}).to_string()));
@@ -613,7 +614,7 @@ async fn denied_impersonation_says_who_lacks_what() {
 }
 
 #[tokio::test]
-async fn a_withdrawn_base_token_is_made_anew_once() {
+async fn a_withdrawn_base_token_is_renewed_once() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let google = source(&scratch, &fake.user(USER), &fake);
     fake.allow(USER, RUNNER);
@@ -624,7 +625,7 @@ async fn a_withdrawn_base_token_is_made_anew_once() {
     let again = ["generateAccessToken", "refresh_token", "generateAccessToken"];
     assert_eq!(seen[2..], again, "{seen:?}");
     (0..2).for_each(|_| fake.fail(Failure::rpc(401, "UNAUTHENTICATED", None)));
-    // The second failure is played to the refresh: a 401 there is a refusal, not a loop.
+    // The second failure answers the refresh: a 401 there is a refusal, and does not cause a loop.
     refusal(google.access_token(&ask(Some(RUNNER))).await);
 }
 
@@ -685,18 +686,18 @@ async fn a_file_replaced_while_serving_is_picked_up() {
     assert_eq!(who().await, USER);
     assert_eq!(mint.reload(), Reloaded::Same);
 
-    // Half written: nothing is said at the first look, and the old credential stays.
+    // Half written: the first look reports nothing, and the old credential stays.
     scratch.write("credential.json", "{\"type\": \"authorized_user\", \"refresh_token\": \"canary");
     assert_eq!(mint.reload(), Reloaded::Same);
     let broken = mint.reload();
     assert!(matches!(&broken, Reloaded::Broken(why) if !why.contains(CANARY)), "{broken:?}");
-    assert_eq!(mint.reload(), Reloaded::Same, "said once");
+    assert_eq!(mint.reload(), Reloaded::Same, "reported once");
     google.access_token(&ask(None)).await.unwrap();
     assert_eq!(who().await, USER);
 
     scratch.write("credential.json", &fake.user("other@example.com"));
     assert_eq!(mint.reload(), Reloaded::OtherAccount);
-    assert_eq!(google.principal().email, None, "the old name is not the new one's");
+    assert_eq!(google.principal().email, None, "the old account's name must be dropped");
     assert_eq!(who().await, "other@example.com");
 
     fs::remove_file(scratch.0.join("credential.json")).unwrap();
@@ -712,7 +713,7 @@ async fn a_file_replaced_while_serving_is_picked_up() {
     assert_eq!(mint.reload(), Reloaded::Same);
     let calls = fake.calls().len();
     assert_eq!(who().await, KEY_ACCOUNT);
-    assert_eq!(fake.calls().len(), calls, "its cached token stays good");
+    assert_eq!(fake.calls().len(), calls, "its cached token stays in use");
     google.access_token(&ask(None)).await.unwrap();
 }
 
@@ -828,7 +829,8 @@ async fn a_stampede_is_one_call_at_google() {
     // The exact 350 ms are asserted in paused time (src/mint/tests.rs); this machine may be busy.
     assert!(took < Duration::from_millis(1500), "{took:?}");
 
-    // An upstream in trouble is asked three times by one flight, not three thousand times.
+    // For a failing upstream, one flight asks three times; a thousand callers do not ask three thousand
+    // times.
     (0..3).for_each(|_| fake.fail(Failure::html_503()));
     let other = AccessRequest { lifetime: 60, ..ask(None) };
     let callers = (0..1000).map(|_| mint.access(&other, None, wait));
@@ -837,7 +839,7 @@ async fn a_stampede_is_one_call_at_google() {
     }
     assert_eq!(fake.calls().len(), 4);
 
-    // Callers that leave, and a second key beside them.
+    // Callers that leave, with a second key at the same time.
     fake.latency(Duration::from_millis(300));
     let (left, second) =
         (AccessRequest { lifetime: 61, ..ask(None) }, AccessRequest { lifetime: 62, ..ask(None) });
@@ -847,7 +849,7 @@ async fn a_stampede_is_one_call_at_google() {
         tokio::join!(futures_util::future::join_all(hurried), mint.access(&second, None, wait));
     assert!(gone.iter().all(Result::is_err) && stayed.is_ok());
     mint.access(&left, None, wait).await.unwrap();
-    assert_eq!(fake.calls().len(), 6, "the flight that all had left was the one that landed");
+    assert_eq!(fake.calls().len(), 6, "the flight must go on when all callers have left");
 }
 
 #[tokio::test]
@@ -902,7 +904,7 @@ async fn offline_tokens_verify_against_the_published_key() {
     assert!((1798..=1800).contains(&left(access.expires)));
 }
 
-/// The test runs itself as a child, because a `log` bridge is installed for a whole process.
+/// The test runs itself as a child, because a `log` bridge is installed for the whole process.
 #[test]
 fn yup_prints_no_secret_at_trace_level() {
     const CHILD: &str = "KFP_CREDS_TEST_LEAK_CHILD";
@@ -924,7 +926,7 @@ fn yup_prints_no_secret_at_trace_level() {
     let found: Vec<&str> =
         text.lines().filter(|line| line.contains(CANARY) || line.contains("eyJ")).collect();
     assert!(found.is_empty(), "{found:#?}");
-    // The child's own keys, assertions and ID tokens, which it wrote to a file.
+    // The child lists its own keys, assertions and ID tokens in a file.
     let listed = text.lines().find_map(|line| line.strip_prefix("secrets file: ")).unwrap();
     let secrets = fs::read_to_string(listed).unwrap();
     assert!(secrets.lines().count() > 20);
@@ -969,7 +971,8 @@ async fn https_endpoints_are_verified_and_extra_roots_count() {
     let place = SearchPaths { google_application_credentials: Some(path), ..SearchPaths::default() };
     let endpoints =
         Endpoints { token: Some(format!("https://localhost:{port}/token")), ..Endpoints::default() };
-    // Who answers in a moment is the same one, so it is not asked again.
+    // An untrusted certificate is not retried, since the same server would answer; this pause makes a retry
+    // noticeable.
     let slow = Limits { pause: Duration::from_secs(3600), mint: Duration::from_secs(20), ..quick() };
     let distrusting = Google::find(&place, endpoints.clone(), Upstream::new(slow, vec![]).unwrap()).unwrap();
     let why = transient(distrusting.access_token(&ask(None)).await);
@@ -980,7 +983,7 @@ async fn https_endpoints_are_verified_and_extra_roots_count() {
     server.join().unwrap();
 }
 
-/// A token endpoint behind a certificate of its own; it ends after its first answer.
+/// A token endpoint with a certificate of its own; it ends after its first answer.
 fn tls_server(scratch: &Scratch) -> (CertificateDer<'static>, u16, std::thread::JoinHandle<()>) {
     let curve = ["genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
     let key = scratch.write("tls.key", &openssl(&curve, ""));
@@ -1007,7 +1010,7 @@ fn tls_server(scratch: &Scratch) -> (CertificateDer<'static>, u16, std::thread::
             let (mut stream, _) = listener.accept().unwrap();
             let mut session = rustls::ServerConnection::new(config.clone()).unwrap();
             let mut tls = rustls::Stream::new(&mut session, &mut stream);
-            // Who does not trust the certificate leaves before it has said anything.
+            // A client that does not trust the certificate leaves before it sends anything.
             if tls.read(&mut [0; 4096]).is_ok_and(|length| length > 0) {
                 tls.write_all(answer.as_bytes()).unwrap();
                 tls.conn.send_close_notify();

@@ -61,7 +61,7 @@ fn public_types_are_recognised() {
     }
 }
 
-/// Each of these was a private name of something for which there is a common one (`src/lib.rs`, "Words").
+/// Each of these was a private name for something that has a common one (`src/lib.rs`, "Words").
 #[test]
 fn refused_words_are_not_in_identifiers() {
     let gone = [
@@ -84,7 +84,7 @@ fn refused_words_are_not_in_identifiers() {
     let mut wrong = Vec::new();
     for (file, text) in sources() {
         for (number, line) in before_tests(&text).lines().enumerate() {
-            // Words of identifiers, too: `SomeHouse`, `some_house`; not of messages.
+            // Finds the words of identifiers such as `SomeHouse` and `some_house`, but not those of messages.
             let mut spaced = String::new();
             for c in line.split('"').step_by(2).flat_map(str::chars) {
                 if c.is_uppercase() {
@@ -102,7 +102,7 @@ fn refused_words_are_not_in_identifiers() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A test's name says its subject and what is expected of it; what needs more words belongs in a comment. Types
+/// A test's name says its subject and what is expected; what needs more words belongs in a comment. Types
 /// that tests share have names that any engineer would guess.
 #[test]
 fn test_names_are_short_and_their_types_ordinary() {

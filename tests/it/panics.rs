@@ -1,4 +1,4 @@
-//! The program itself panics while it holds secrets: nothing of them is in what it writes, and it goes on.
+//! The program panics while it holds secrets: its output contains none of them, and it keeps running.
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
@@ -9,8 +9,8 @@ use crate::support::session::{Folder, program};
 const PERSON: &str = "somebody@example.com";
 const RUNNER: &str = "runner@sa-project.iam.gserviceaccount.com";
 
-/// Without room for the stack of another thread the event loop cannot begin to look a name up, and panics in the
-/// exchange that needs it. Gives the limits as they were.
+/// Without memory for the stack of another thread, the event loop cannot start to resolve a name, and panics
+/// in the exchange that needs it. Returns the previous limits.
 fn no_room_for_a_thread(pid: Pid) -> Rlimit {
     let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
     let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
@@ -27,7 +27,8 @@ fn a_panic_inside_an_exchange_shows_no_secret_and_ends_nothing() {
     google.allow(PERSON, RUNNER);
     let folder = Folder::new("panics");
     let (config, credential) = files(&folder.0, &google, &file);
-    // The person's own token needs no look-up, that of the second account does: the first is in memory then.
+    // The person's own token needs no name resolution, the second account's does: the first is in memory by
+    // then.
     let written = std::fs::read_to_string(&config).unwrap();
     let iam = format!("iam_credentials = \"{}\"", google.url());
     assert!(written.contains(&iam), "{written}");
@@ -45,7 +46,7 @@ fn a_panic_inside_an_exchange_shows_no_secret_and_ends_nothing() {
     let (head, body) = server.get(&other);
     prlimit(Some(pid), Resource::As, limits).unwrap();
     assert!(head.contains(" 503 ") && body.contains("please report this"), "{head}\n{body}");
-    // The next one is as good as ever.
+    // The next request succeeds.
     assert!(server.get(&other).0.contains(" 200 "));
 
     let capability = server.capability.clone();

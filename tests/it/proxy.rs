@@ -22,14 +22,14 @@ fn fixture(
     (scratch, engine, proxy)
 }
 
-/// One container, of which the engine says these events, with an exit code where it has one.
+/// An engine with one container, which sends these events, with an exit code if there is one.
 fn created(events: &'static [(&str, Option<u8>)]) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static {
     move |seen| {
         let path = seen.line.split(' ').nth(1).unwrap();
         if seen.is("POST") && path.contains("/containers/create") {
             json("201 Created", &format!(r#"{{"Id":"{ID}","Warnings":null}}"#))
         } else if path.starts_with("/events?") {
-            // Followed at once; something happens only after a client's start has been seen.
+            // The proxy follows the events at once; the events come only after a client's start has arrived.
             let head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n".to_vec();
             vec![Act::Send(head), Act::Until(6), Act::Send(told(events)), Act::Hold]
         } else if path.ends_with("/start") || path.ends_with("/restart") || seen.is("DELETE") {
@@ -55,7 +55,7 @@ fn told(events: &[(&str, Option<u8>)]) -> Vec<u8> {
 const ENDED: &[(&str, Option<u8>)] = &[("start", None), ("die", Some(3)), ("destroy", None)];
 
 #[test]
-fn a_forgotten_exit_is_answered_in_its_place() {
+fn the_proxy_answers_an_exit_that_the_engine_forgot() {
     let (_scratch, engine, proxy) = fixture(created(ENDED));
     let (status, body) = call(&proxy.socket, "POST /v1.41/containers/create", r#"{"Image":"i"}"#);
     assert_eq!((status, body), (201, format!(r#"{{"Id":"{ID}","Warnings":null}}"#)));
@@ -64,7 +64,7 @@ fn a_forgotten_exit_is_answered_in_its_place() {
         let (status, body) = call(&proxy.socket, &format!("POST /v1.41/containers/{reference}/wait"), "");
         assert_eq!((status, body.trim()), (200, r#"{"StatusCode":3}"#), "{reference}");
     }
-    // Whose exit we never saw is the engine's to answer.
+    // The engine answers for a container whose exit the proxy never saw.
     assert_eq!(call(&proxy.socket, "POST /v1.41/containers/stranger/wait", "").0, 404);
     let id = ContainerId::parse(ID).unwrap();
     assert_eq!(proxy.exits.code(&id), Some(3));
@@ -85,11 +85,11 @@ fn an_unknown_exit_is_an_error_and_never_a_404() {
     let (status, body) = call(&proxy.socket, &format!("POST /containers/{ID}/wait"), "");
     assert_eq!(status, 500, "{body}");
     assert!(body.contains("not known"), "{body}");
-    assert!(ends.try_recv().is_err(), "nothing told that it ended");
+    assert!(ends.try_recv().is_err(), "no event reported the end");
 }
 
-/// Podman 5.4 answers some waits for a container that it removes meanwhile with 200 and -1. The code is in its event,
-/// which comes after that of the removal, or in those that the lifecycle reads.
+/// Podman 5.4 answers some waits for a container that it removes meanwhile with 200 and -1. The code is in
+/// the die event, which comes after that of the removal, or only on the stream that the lifecycle reads.
 #[test]
 fn an_answer_without_a_code_is_no_exit_code() {
     let lost = r#"{"StatusCode":-1,"Error":{"Message":"no such container"}}"#;
@@ -112,7 +112,7 @@ fn an_answer_without_a_code_is_no_exit_code() {
     }
 }
 
-/// The new run can be over, and its container removed, before the restart is answered.
+/// The new run may end, and its container be removed, before the engine answers the restart.
 #[test]
 fn a_restart_that_ends_at_once_keeps_its_exit_code() {
     let (_scratch, _engine, proxy) = fixture(created(&[
@@ -139,9 +139,10 @@ fn a_container_that_never_ran_has_no_exit() {
     assert_eq!(call(&proxy.socket, "POST /containers/n/wait", "").0, 404);
 }
 
-/// The engine that sent the events is another one when they are followed again: it does not repeat what is missing.
+/// When the proxy follows the events again, the engine does not repeat those that it missed, because it was
+/// restarted.
 #[test]
-fn what_happened_in_a_gap_of_the_events_is_asked() {
+fn an_exit_in_a_gap_of_the_events_is_looked_up() {
     let follows = AtomicUsize::new(0);
     let (_scratch, engine, proxy) = fixture(move |seen| {
         let head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n".to_vec();
@@ -165,10 +166,10 @@ fn what_happened_in_a_gap_of_the_events_is_asked() {
     let since =
         |seen: &Seen| seen.line.split("since=").nth(1).map(|rest| rest.split('&').next().unwrap().to_owned());
     let all: Vec<_> = engine.seen().iter().filter_map(since).collect();
-    assert_eq!((all.len(), &all[0]), (2, &all[1]), "what the engine has is to be repeated");
+    assert_eq!((all.len(), &all[0]), (2, &all[1]), "both requests must ask for the same events");
 }
 
-/// Hundreds may run at the same time.
+/// Hundreds of containers may run at the same time.
 #[test]
 fn a_running_container_holds_no_connection_to_the_engine() {
     let number = AtomicUsize::new(0);
@@ -204,7 +205,7 @@ fn a_failed_attach_removes_the_container_and_says_why() {
 fn a_client_that_hangs_up_leaves_no_half_made_container() {
     let (_scratch, engine, proxy) = fixture(|seen| {
         if seen.is("POST /containers/create") {
-            // The client is gone when the answer comes.
+            // The client has hung up when the answer comes.
             let mut acts = vec![Act::Until(3)];
             acts.extend(json("201 Created", &format!(r#"{{"Id":"{ID}"}}"#)));
             return acts;
@@ -236,7 +237,7 @@ fn wait_for(mut what: impl FnMut() -> bool) {
 }
 
 #[test]
-fn a_session_that_ends_takes_no_creates() {
+fn an_ending_session_refuses_creates() {
     let (_scratch, engine, proxy) = fixture(created(&[]));
     proxy.closing.set();
     let (status, body) = call(&proxy.socket, "POST /containers/create", "{}");
@@ -251,7 +252,7 @@ fn idle_streams_end_at_the_engine_when_their_client_leaves() {
             let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
             return vec![Act::Send(head), Act::Hold];
         }
-        // A head that never comes.
+        // The head of the answer never comes.
         vec![Act::Hold]
     });
     let open: Vec<UnixStream> = (0..40)
@@ -276,7 +277,7 @@ fn idle_streams_end_at_the_engine_when_their_client_leaves() {
 fn a_raw_stream_ends_when_its_client_leaves_half_closed() {
     let (_scratch, engine, proxy) = fixture(|_| {
         let head = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n".to_vec();
-        // Silent, and deaf to the end of stdin, as a container that does not read.
+        // The engine is silent and ignores the end of stdin, like a container that does not read.
         vec![Act::Send(head), Act::Gone]
     });
     let mut stream = UnixStream::connect(&proxy.socket).unwrap();
@@ -289,7 +290,7 @@ fn a_raw_stream_ends_when_its_client_leaves_half_closed() {
     stream.read_exact(&mut head).unwrap();
     assert_eq!(&head, b"HTTP/1.1 101 UPGRADED");
     stream.shutdown(std::net::Shutdown::Write).unwrap();
-    // Still there: it may be waiting for output.
+    // The stream stays open, because the client may wait for output.
     std::thread::sleep(Duration::from_millis(1300));
     engine.settles_at(1);
     drop(stream);
@@ -303,7 +304,7 @@ fn a_stream_carries_each_direction_to_its_own_end() {
         vec![Act::Send(head), Act::Echo, Act::Send(b" late".to_vec())]
     });
     let mut stream = UnixStream::connect(&proxy.socket).unwrap();
-    // Bytes right behind the head belong to the stream.
+    // Bytes directly after the head belong to the stream.
     write!(stream, "POST /exec/x/start HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 2\r\n\r\n{{}}one")
         .unwrap();
     let big = vec![b'z'; 3 << 20];
@@ -340,9 +341,9 @@ fn a_refused_upgrade_is_an_answer_and_what_follows_is_judged() {
             .starts_with("HTTP/1.1 426")
     );
     for request in [
-        // Another protocol, which could reach every endpoint.
+        // Another protocol, through which a client could reach every endpoint.
         "POST /containers/x/attach HTTP/1.1\r\nHost: d\r\nConnection: Upgrade, close\r\nUpgrade: h2c\r\n\r\n",
-        // Bytes that the engine would read as stream.
+        // Bytes that the engine would read as part of the stream.
         "POST /session HTTP/1.1\r\nHost: d\r\nConnection: Upgrade, close\r\nUpgrade: h2c\r\nContent-Length: 1\r\n\r\nx",
     ] {
         assert!(raw(&proxy.socket, request).starts_with("HTTP/1.1 400"), "{request}");
@@ -359,7 +360,7 @@ fn a_refused_upgrade_is_an_answer_and_what_follows_is_judged() {
     );
 }
 
-/// dockerode, docker-java and curl send no `Upgrade`: an engine answers 200 and the stream behind it.
+/// dockerode, docker-java and curl send no `Upgrade`: an engine answers 200, followed by the stream.
 #[test]
 fn clients_without_upgrade_get_200_and_the_stream() {
     let (_scratch, engine, proxy) = fixture(|_| {
@@ -379,7 +380,7 @@ fn clients_without_upgrade_get_200_and_the_stream() {
         write!(stream, "{line} HTTP/1.1\r\nHost: d\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}{stdin}").unwrap();
         let mut got = String::new();
         let mut buffer = [0; 4096];
-        // The end of stdin comes after the stream began, as a program's would.
+        // Stdin ends after the stream began, as with a real program.
         while !got.contains("early ") {
             let read = stream.read(&mut buffer).unwrap();
             assert!(read > 0, "{line}: {got}");
@@ -396,20 +397,21 @@ fn clients_without_upgrade_get_200_and_the_stream() {
         assert_eq!(rest, format!("early {stdin} late"), "{line}");
         let seen = engine.seen().pop().unwrap();
         assert_eq!(seen.headers.get("upgrade").map(String::as_str), Some("tcp"), "{seen:?}");
-        // The options of an attach end here; those of an exec are the engine's.
+        // The proxy removes the options of an attach; those of an exec go to the engine.
         assert_eq!(seen.body, if line.contains("attach") { b"" } else { body.as_bytes() });
     }
     engine.settles_at(0);
 }
 
-/// What stands behind a request without a stream is a request, and is judged.
+/// Bytes after a request that started no stream are another request, and are judged.
 #[test]
 fn bytes_after_a_refused_stream_are_judged() {
     let (_scratch, engine, proxy) = fixture(|seen| match () {
         () if seen.is("POST /containers/x/attach") => json("409 Conflict", r#"{"message":"it is paused"}"#),
         () if seen.is("POST /exec/detached/start") => json("200 OK", "{}"),
         () if seen.is("POST /exec/plain/start") => {
-            // An engine that streams without a 101: its bytes are a reply's body, and end with its connection.
+            // An engine that streams without a 101: the bytes are the body of a reply, and end with the
+            // connection.
             let head = b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\n\r\nout";
             vec![Act::Send(head.to_vec())]
         }
@@ -431,7 +433,7 @@ fn bytes_after_a_refused_stream_are_judged() {
         assert!(reply.contains("HTTP/1.1 403"), "{line}: {reply}");
         assert_eq!(engine.seen().len(), before + 1, "{line}");
     }
-    // A body that holds a request instead of options is refused, with and without an upgrade.
+    // A body with a request in place of options is refused, with and without an upgrade.
     for upgrade in ["", "Connection: Upgrade\r\nUpgrade: tcp\r\n"] {
         let length = kill.len();
         let request = format!(
@@ -469,7 +471,8 @@ fn ambiguous_requests_do_not_reach_the_engine() {
     let old = r#"{"NetworkMode":"container:x"}"#;
     assert_eq!(call(&proxy.socket, "POST /v1.23/containers/x/start", old).0, 400);
     assert!(engine.seen().is_empty(), "{:?}", engine.seen());
-    // Two framings of one request: the engine gets one, and what was hidden behind the other is a request.
+    // Two framings in one request: the engine gets one of them, and bytes hidden by the other are judged as a
+    // request.
     proxy.reserved.put(kfp_creds::docker::proxy::ReservedKind::Container, ID, "relay");
     for framing in [
         "Content-Length: 74\r\nTransfer-Encoding: chunked",
@@ -524,7 +527,7 @@ fn heads_lengths_and_versions_pass_as_they_are() {
     assert_eq!(seen.line, "GET /images/json?a=%2F HTTP/1.1");
     assert_eq!(seen.headers["x-registry-auth"], auth);
     assert!(!proxy.said().contains("AAAA"));
-    // Heads come before bodies that never come.
+    // The head of an answer passes before its body, which never comes here.
     let mut stream = UnixStream::connect(&proxy.socket).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     write!(stream, "POST /containers/x/wait HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\n\r\n").unwrap();
@@ -556,7 +559,7 @@ fn bodies_stream_both_ways_while_they_are_sent() {
     assert_eq!(*received.lock().unwrap(), 40 << 20, "more than is ever held in memory");
 }
 
-/// Every kind of request that would use or change what is ours.
+/// Every kind of request that would use or change our objects.
 fn touches() -> Vec<String> {
     let by_id = |rest: &str| format!("POST /v1.41/containers/{ID}/{rest}");
     vec![
@@ -620,7 +623,7 @@ fn our_objects_are_refused_by_name_id_and_prefix() {
     for body in [r#"{"Image":"kfp-creds-relay:v1"}"#, r#"{"HostConfig":{"NetworkMode":"kfp-creds"}}"#] {
         assert_eq!(call(&proxy.socket, "POST /containers/create", body).0, 403);
     }
-    assert_eq!(asked.load(Ordering::SeqCst), 2, "prefixes are the engine's to resolve");
+    assert_eq!(asked.load(Ordering::SeqCst), 2, "the engine resolves prefixes");
     assert!(engine.seen().iter().all(|seen| seen.is("GET")), "{:?}", engine.seen());
     for line in [
         "GET /containers/relay/json",
@@ -691,7 +694,8 @@ fn frame(stream: u8, text: &str) -> Vec<u8> {
     frame
 }
 
-/// An engine whose auto-removed container has ended when its logs are asked for: `logs` is what it answers.
+/// An engine whose auto-removed container has ended when a client asks for its logs: `logs` is the engine's
+/// answer.
 fn ended(logs: Vec<Act>, silent: bool) -> impl Fn(&Seen) -> Vec<Act> + Send + Sync + 'static {
     let rest = created(ENDED);
     let (logs, looks) = (Mutex::new(Some(logs)), AtomicUsize::new(0));
@@ -701,7 +705,7 @@ fn ended(logs: Vec<Act>, silent: bool) -> impl Fn(&Seen) -> Vec<Act> + Send + Sy
             if silent {
                 return vec![Act::Send(all)];
             }
-            // One frame in two pieces, and the last only when logs were asked for.
+            // One frame comes in two parts, and the last frame only after logs were requested.
             all.extend(frame(1, "one\n"));
             all.extend(&frame(2, "err\n")[..5]);
             let mut late = frame(2, "err\n")[5..].to_vec();
@@ -711,7 +715,7 @@ fn ended(logs: Vec<Act>, silent: bool) -> impl Fn(&Seen) -> Vec<Act> + Send + Sy
         if seen.line.contains("/logs?") {
             return logs.lock().unwrap().take().unwrap();
         }
-        // Create and start look at it; after that it is gone.
+        // Create and start inspect the container; after that it is gone.
         if seen.is(&format!("GET /containers/{ID}/json")) && looks.fetch_add(1, Ordering::SeqCst) < 2 {
             return json("200 OK", &format!(r#"{{"Id":"{ID}"{INSPECTED}}}"#));
         }
@@ -719,7 +723,7 @@ fn ended(logs: Vec<Act>, silent: bool) -> impl Fn(&Seen) -> Vec<Act> + Send + Sy
     }
 }
 
-/// What a client sees of a container that ended before it asked: logs, and the look that docker-py takes.
+/// What a client sees of a container that ended before it asked: the logs, and the inspect of docker-py.
 fn read_late(logs: Vec<Act>, query: &str) -> (u16, String, u16, String) {
     read_late_of(logs, query, false)
 }
@@ -729,7 +733,11 @@ fn read_late_of(logs: Vec<Act>, query: &str, silent: bool) -> (u16, String, u16,
     assert_eq!(call(&proxy.socket, "POST /v1.41/containers/create", r#"{"Image":"i"}"#).0, 201);
     let look = format!("GET /v1.41/containers/{ID}/json");
     assert_eq!(call(&proxy.socket, &format!("POST /v1.41/containers/{ID}/start"), "").0, 204);
-    assert_eq!(call(&proxy.socket, &look, "").0, 404, "before its logs were asked for it is gone");
+    assert_eq!(
+        call(&proxy.socket, &look, "").0,
+        404,
+        "the container must be gone before its logs are requested"
+    );
     let (status, text) = call(&proxy.socket, &format!("GET /v1.41/containers/{ID}/logs?{query}"), "");
     let (looked, body) = call(&proxy.socket, &look, "");
     (status, text, looked, body)
@@ -754,13 +762,14 @@ fn forgotten_logs_are_answered_from_the_capture() {
     }
     let only = read_late(json("404 Not Found", "{}"), "stdout=1&follow=1").1;
     assert_eq!(only, frames(&[(1, "one\n"), (1, "two\n")]));
-    // What would need times or counting lines is left to the engine.
+    // A query that needs timestamps or counts lines is left to the engine.
     for query in ["stdout=1&tail=1", "stdout=1&timestamps=1", "stdout=1&since=5"] {
         assert_eq!(read_late(json("404 Not Found", "{}"), query).0, 404, "{query}");
     }
 }
 
-/// It said nothing, which is known; the engine's error would end the client's run in the place of its exit code.
+/// The container is known to have written nothing; the engine's error would end the client's run instead of
+/// its exit code.
 #[test]
 fn logs_of_a_silent_container_are_empty_and_no_error() {
     for gone in ["404 Not Found", "409 Conflict", "500 Internal Server Error"] {
@@ -778,13 +787,13 @@ fn broken_logs_are_completed_from_the_capture() {
     };
     let cut = |texts: &[(u8, &str)]| sent(texts, "0\r\n\r\n");
     let all = [(1, "one\n"), (2, "e"), (2, "rr\n"), (1, "two\n")];
-    // An end that is none counts as one.
+    // A connection that ends without the last chunk counts as an end, too.
     for end in ["0\r\n\r\n", ""] {
         let (status, text, looked, _) = read_late(sent(&all[..2], end), FOLLOW);
         assert_eq!((status, text, looked), (200, frames(&all), 200), "{end:?}");
         assert_eq!(read_late(sent(&all, end), FOLLOW).1, frames(&all), "{end:?}");
     }
-    // The engine may say that the file is gone already, instead of the output or in the middle of it.
+    // The engine may report that the file is gone, instead of the output or in the middle of it.
     let excuse = "Error grabbing logs: open x-json.log: no such file or directory\n";
     for query in [FOLLOW, "stdout=1&stderr=1"] {
         let (status, text, ..) = read_late(cut(&[(3, excuse)]), query);
@@ -792,7 +801,7 @@ fn broken_logs_are_completed_from_the_capture() {
         assert_eq!(read_late(cut(&[(1, "one\n"), (2, "e"), (3, excuse)]), query).1, frames(&all), "{query}");
     }
     assert_eq!(read_late(cut(&[(1, "ONE\n"), (3, excuse)]), FOLLOW).1, frames(&[(1, "ONE\n"), (3, excuse)]));
-    // Podman says so in JSON that is in no frame.
+    // Podman reports it in JSON outside of any frame.
     let json =
         r#"{"cause":"container has already been removed","message":"failed to obtain logs","response":500}"#;
     for (told, rest) in
@@ -804,7 +813,7 @@ fn broken_logs_are_completed_from_the_capture() {
         let (status, text, looked, _) = read_late(acts, FOLLOW);
         assert_eq!((status, text, looked), (200, rest, 200), "{told:?}");
     }
-    // Nothing twice, and nothing made up where the engine says something else.
+    // No text comes twice, and none is added if the engine's output differs from the capture.
     for texts in [&[(1, "one\ntwo\n"), (2, "err\n")][..], &[(1, "ONE\n")]] {
         assert_eq!(read_late(cut(texts), FOLLOW).1, frames(texts));
     }

@@ -21,7 +21,7 @@ fn cells(line: &str) -> Vec<String> {
     inside.split('|').map(|cell| cell.trim().replace('\u{0}', "|")).collect()
 }
 
-/// The default of every config key, as the page of the config has it.
+/// The default of every config key, as on the page about the config.
 fn defaults() -> BTreeMap<String, String> {
     let text = config::reference();
     let rows = text.lines().filter(|line| line.starts_with("| `")).map(cells);
@@ -52,7 +52,7 @@ fn row(arg: &Arg, keys: &BTreeMap<String, String>) -> String {
         Some((help, rest)) => (help.to_owned(), Some(rest.trim_end_matches(']').to_owned())),
         None => (help, None),
     };
-    // `--all` of `cut-off` has the name of a key, and is none.
+    // `--all` of `cut-off` has the name of a config key, but does not set it.
     let is_flag_of_key =
         |flag: config::Flag| arg.get_id().as_str() == flag.path && help == in_table(flag.help);
     let key = keys.get(arg.get_id().as_str()).filter(|_| config::flags().any(is_flag_of_key));
@@ -145,9 +145,7 @@ fn the_page_of_the_command_line_is_up_to_date() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/command-line.md");
     if fs::read_to_string(&path).unwrap_or_default() != text {
         fs::write(&path, &text).unwrap();
-        panic!(
-            "docs/reference/command-line.md was not what the program says; it is rewritten now, look at the difference"
-        );
+        panic!("docs/reference/command-line.md was out of date; it is rewritten now, look at the difference");
     }
     assert!(
         text.contains("\n## kfp-creds config trust\n") && text.contains("| `--session NAME` |"),
@@ -168,7 +166,7 @@ fn the_exit_codes_listed_are_those_of_main() {
     assert!(returned.len() > 8, "{returned:?}");
 }
 
-/// Name, type and labels of every metric on the page that Prometheus is served.
+/// Name, type and labels of every metric that Prometheus is served.
 fn rendered() -> Vec<[String; 3]> {
     let page = Metrics::default().render(Gauges::default());
     let families = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
@@ -208,7 +206,7 @@ fn the_page_of_metrics_lists_what_is_served() {
         page.lines().filter_map(|line| line.split("le=\"").nth(1)?.split('"').next()).collect();
     bounds.truncate(bounds.iter().position(|bound| *bound == "+Inf").unwrap());
     assert!(text.contains(&format!("`{}`", bounds.join("`, `"))), "the bounds are {bounds:?}");
-    // The words of a label are explained one by one.
+    // Every value of a label has an explanation.
     for words in rendered().iter().map(|row| &row[2]).filter(|words| words.contains("outcome")) {
         for word in
             words.split('`').skip(1).step_by(2).filter(|word| !["outcome", "route", "kind"].contains(word))

@@ -1,4 +1,4 @@
-//! What a release is made of agrees: the archives of the workflow, what `cargo binstall` looks for, the formula.
+//! The parts of a release agree: the workflow's archives, what `cargo binstall` looks for, and the formula.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ fn archive(target: &str) -> String {
     format!("kfp-creds-{target}.tar.gz")
 }
 
-/// Sixty-four digits that are this target's alone.
+/// Sixty-four digits that differ for each target.
 fn sum(target: &str) -> String {
     format!("{:0>64x}", target.bytes().fold(7_u64, |sum, byte| sum * 31 % 0xffff_ffff + u64::from(byte)))
 }
@@ -47,7 +47,7 @@ fn the_formula_matches_the_release() {
         assert_eq!(after.lines().nth(1).unwrap().trim(), format!("sha256 \"{}\"", sum(target)));
     }
     assert!(!text.contains(&sum("sdist")), "{text}");
-    // A release without one of them gets no formula.
+    // Without one of the archives there is no formula.
     for (index, target) in TARGETS.iter().enumerate() {
         let others: Vec<&str> =
             TARGETS.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, one)| *one).collect();
@@ -57,7 +57,7 @@ fn the_formula_matches_the_release() {
     }
 }
 
-/// What `scripts/release-notes` of a checkout with this manifest and changelog says.
+/// The output of `scripts/release-notes` in a checkout with this manifest and changelog.
 fn notes(manifest: &str, changelog: &str) -> Output {
     let folder = Folder::new("notes");
     fs::create_dir(folder.0.join("scripts")).unwrap();
@@ -106,7 +106,7 @@ fn the_workflow_makes_the_archives_that_are_looked_for() {
     for target in TARGETS.into_iter().filter(|target| target.ends_with("-darwin")) {
         assert!(workflow.contains(target), "{target}");
     }
-    // What runs there is pinned, and says what it may.
+    // The steps are pinned, and the workflow declares its permissions.
     let steps = workflow.lines().filter_map(|line| line.trim().strip_prefix("- uses: "));
     for step in steps {
         let (_, pin) = step.split_once('@').unwrap();

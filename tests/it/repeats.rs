@@ -1,5 +1,5 @@
-//! A request that is a caller's last one again: it is given the same token without being read, and not where anything
-//! that it depends on has changed.
+//! A request that repeats the caller's last one gets the same token without being read again, unless
+//! something that it depends on has changed.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -31,12 +31,12 @@ fn token(answer: &Answer) -> String {
     found.unwrap_or_else(|| panic!("{answer:?}")).to_owned()
 }
 
-/// How many requests were read.
+/// How many requests the server has read.
 fn read(clouds: &Clouds) -> usize {
     clouds.azure.principals.load(Ordering::SeqCst)
 }
 
-/// Asks until a request is answered without being read; a second may end in between.
+/// Asks until a request is answered without being read; a second of the clock may end in between.
 async fn repeated(clouds: &Clouds, (line, headers): &(String, Headers)) -> Answer {
     for _ in 0..20 {
         let before = read(clouds);
@@ -49,7 +49,7 @@ async fn repeated(clouds: &Clouds, (line, headers): &(String, Headers)) -> Answe
 }
 
 #[tokio::test]
-async fn it_is_answered_counted_and_recorded_as_any_other() {
+async fn a_repeat_is_counted_and_recorded_like_any_request() {
     let clouds = Clouds::start().await;
     let lease = clouds.lease(2, &clouds::identity());
     for request in &requests() {
@@ -62,7 +62,7 @@ async fn it_is_answered_counted_and_recorded_as_any_other() {
         assert!(clouds.counted("ok") > before, "it was not counted");
     }
     assert_eq!(lease.issued().alive(Now::read()).len(), 3, "each token is on the lease, once");
-    // Another container's request is its own, although every byte is the same.
+    // Another container's request is separate, although every byte is the same.
     clouds.lease(3, &clouds::identity());
     let google = &requests()[0];
     let own = repeated(&clouds, google).await;
@@ -70,7 +70,7 @@ async fn it_is_answered_counted_and_recorded_as_any_other() {
 }
 
 #[tokio::test]
-async fn a_header_more_or_less_is_read_and_refused() {
+async fn a_request_unlike_the_last_is_read_and_refused() {
     let clouds = Clouds::start().await;
     clouds.lease(2, &clouds::identity());
     let [google, aws, azure] = &requests();
@@ -98,13 +98,13 @@ async fn a_header_more_or_less_is_read_and_refused() {
 }
 
 #[tokio::test]
-async fn a_token_that_was_dropped_is_not_given_again() {
+async fn a_repeat_does_not_get_a_dropped_token() {
     for reload in [None, Some(Reloaded::OtherAccount)] {
         for request in &requests()[1..] {
             let clouds = Clouds::start().await;
             let lease = clouds.lease(2, &clouds::identity());
             let before = token(&repeated(&clouds, request).await);
-            // Somebody has the old one in hand, so that it still exists.
+            // Something still holds the old token, so it stays in memory.
             let (grant, now) = (lease.grant(), Now::read());
             let aws = clouds.mint.aws_request(&grant.identity, Some(&grant.container), &grant.task).unwrap();
             let azure = clouds.mint.azure_request(&grant.identity, Some(&grant.container), STORAGE).unwrap();
@@ -125,7 +125,7 @@ async fn a_token_that_was_dropped_is_not_given_again() {
             assert_ne!(before, after, "{request:?} after {reload:?}");
         }
     }
-    // Google's, whose source makes another token each time.
+    // Google's source makes another token each time.
     let clouds = Clouds::start().await;
     let lease = clouds.lease(2, &clouds::identity());
     let request = &requests()[0];
@@ -138,7 +138,7 @@ async fn a_token_that_was_dropped_is_not_given_again() {
 }
 
 #[tokio::test]
-async fn a_source_that_reads_its_files_anew_has_requests_read_anew() {
+async fn a_repeat_is_read_after_its_source_was_reloaded() {
     let clouds = Clouds::start().await;
     clouds.lease(2, &clouds::identity());
     for found in [Reloaded::Renewed, Reloaded::Supplied] {
@@ -153,7 +153,7 @@ async fn a_source_that_reads_its_files_anew_has_requests_read_anew() {
 }
 
 #[tokio::test]
-async fn an_ended_lease_gives_nothing_nor_does_its_successor() {
+async fn a_repeat_gets_nothing_after_its_lease_has_ended() {
     let clouds = Clouds::start().await;
     for request in &requests() {
         let lease = clouds.lease(2, &clouds::identity());
@@ -161,7 +161,7 @@ async fn an_ended_lease_gives_nothing_nor_does_its_successor() {
         let ended = clouds.writer.lock().unwrap().cut_off(lease.address(), &lease.grant().container);
         assert!(ended.is_some());
         assert_eq!(clouds.ask(2, &request.0, &request.1).await.status, 503);
-        // Another one at the same address, which has nothing of this.
+        // Another lease at the same address, whose identity has no cloud.
         let other = Identity { google: false, aws: None, azure: None, ..clouds::identity() };
         clouds.lease(2, &other);
         let answer = clouds.ask(2, &request.0, &request.1).await;
@@ -170,7 +170,7 @@ async fn an_ended_lease_gives_nothing_nor_does_its_successor() {
 }
 
 #[tokio::test]
-async fn the_rate_counts_it() {
+async fn a_repeat_counts_against_the_rate() {
     for (request, status) in requests().iter().zip([429, 503, 503]) {
         let clouds = Clouds::start().await;
         clouds.lease(2, &Identity { rate: Some(12), ..clouds::identity() });
@@ -184,7 +184,7 @@ async fn the_rate_counts_it() {
 }
 
 #[tokio::test]
-async fn what_is_left_of_a_token_is_said_by_the_second() {
+async fn a_repeat_gets_the_remaining_seconds_of_its_token() {
     let clouds = Clouds::start().await;
     let lease = clouds.lease(2, &clouds::identity());
     let [google, _, azure] = &requests();
@@ -201,7 +201,7 @@ async fn what_is_left_of_a_token_is_said_by_the_second() {
                 .as_u64()
                 .or_else(|| json["expires_in"].as_str().and_then(|text| text.parse().ok()));
             let left = left.unwrap_or_else(|| panic!("{json}"));
-            assert!((least..=most).contains(&left), "{left} is said, {least} to {most} is left");
+            assert!((least..=most).contains(&left), "the reply says {left}, but {least} to {most} is left");
             seen.insert(left);
             tokio::time::sleep(Duration::from_millis(7)).await;
         }
@@ -209,9 +209,9 @@ async fn what_is_left_of_a_token_is_said_by_the_second() {
     }
 }
 
-/// Its token ends with a second of the clock, also where the same request was just answered.
+/// The token expires with a second of the clock, even if the same request was answered just before.
 #[tokio::test]
-async fn a_token_of_imdsv2_ends_in_its_second() {
+async fn an_imdsv2_token_expires_to_the_second() {
     let clouds = Clouds::start().await;
     clouds.lease(2, &clouds::identity());
     let second = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
@@ -229,7 +229,7 @@ async fn a_token_of_imdsv2_ends_in_its_second() {
             assert!(good > 1);
             break;
         }
-        assert!(before < end, "it was taken after its end");
+        assert!(before < end, "the token was accepted after its end");
         good += 1;
         tokio::time::sleep(Duration::from_millis(3)).await;
     }

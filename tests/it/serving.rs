@@ -19,7 +19,7 @@ fn curl(url: &str) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// Exit code and stderr of `kfp-creds health`.
+/// Runs `kfp-creds health`: exit code and stderr.
 fn health(arguments: &[&str]) -> (Option<i32>, String) {
     let folder = Folder::new("health");
     let mut command = program(&folder.0);
@@ -44,14 +44,14 @@ fn the_ready_line_has_all_that_a_program_needs() {
     assert!(token["access_token"].is_string());
     assert_eq!(served.text("jwks"), served.variable("KFP_CREDS_JWKS_URL"));
     assert!(curl(&served.text("jwks")).contains("\"keys\""));
-    // A client that has one of these does not ask the server.
+    // With one of these variables, a client would not ask the server.
     let unset: Vec<&str> =
         served.ready["unset"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     for name in ["GOOGLE_APPLICATION_CREDENTIALS", "CLOUDSDK_AUTH_ACCESS_TOKEN", "METADATA_SERVER_DETECTION"]
     {
         assert!(unset.contains(&name), "{name}: {unset:?}");
     }
-    // There is no engine behind it.
+    // There is no engine, so these are null.
     for name in ["socket", "page", "session", "name"] {
         assert_eq!(served.ready[name], Value::Null, "{name}");
     }
@@ -65,14 +65,14 @@ fn a_server_ends_with_its_stdin_if_that_is_asked_for() {
     let mut held = Served::start(&folder.0, &[&LISTEN[..], &["--stdin"]].concat());
     let mut free = Served::start(&folder.0, &LISTEN);
     held.stdin.as_mut().unwrap().write_all(b"q\nexit\n").unwrap();
-    assert_eq!(held.ended(Duration::from_millis(300)), None, "what is written there means nothing");
+    assert_eq!(held.ended(Duration::from_millis(300)), None, "input on stdin is ignored");
     drop((held.stdin.take(), free.stdin.take()));
     assert_eq!(held.ended(Duration::from_secs(5)).and_then(|status| status.code()), Some(0));
-    assert_eq!(free.ended(Duration::from_millis(300)), None, "stdin is nothing to it");
+    assert_eq!(free.ended(Duration::from_millis(300)), None, "the end of stdin is ignored");
 }
 
 #[test]
-fn health_tells_a_metadata_server_from_none() {
+fn health_succeeds_only_for_a_running_metadata_server() {
     let folder = Folder::new("health");
     let served = Served::start(&folder.0, &LISTEN);
     let place = served.variable("GCE_METADATA_HOST");
@@ -96,7 +96,7 @@ fn health_tells_a_metadata_server_from_none() {
 }
 
 #[test]
-fn a_service_manager_is_told_of_readiness_and_of_the_end() {
+fn a_service_manager_is_notified_of_readiness_and_stop() {
     let folder = Folder::new("notify");
     let path = folder.0.join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
@@ -163,7 +163,7 @@ fn config_show_names_who_set_each_key_and_shows_no_secret() {
     assert!(said(&["config", "show"], &Folder::new("unset")).starts_with("nothing is set"));
 }
 
-/// docker itself, where it is installed, with the program as its plugin.
+/// docker itself, if it is installed, with the program as its plugin.
 #[test]
 fn docker_runs_the_program_as_a_plugin() {
     let folder = Folder::new("plugin");

@@ -1,5 +1,5 @@
-//! Credential files that are made of others, or of other logins, and what keys sign themselves; against Google
-//! at the wire (`FakeGoogle`), which checks what it is sent.
+//! Credential files that contain others or use other logins, and what keys sign themselves, against a Google
+//! at the wire (`FakeGoogle`), which checks the requests.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -31,7 +31,7 @@ const MIDDLE: &str = "middle@sa-project.iam.gserviceaccount.com";
 const FIRST: &str = "first@sa-project.iam.gserviceaccount.com";
 const PERSON: &str = "person@workspace.example";
 
-/// A file that makes `target` out of another file.
+/// A file that impersonates `target` by means of another file.
 fn impersonated(fake: &FakeGoogle, target: &str, of: &str, delegates: &[&str]) -> String {
     let url = format!("{}/v1/projects/-/serviceAccounts/{target}:generateAccessToken", fake.url());
     let of: Value = serde_json::from_str(of).unwrap();
@@ -71,7 +71,7 @@ async fn an_impersonated_file_works_on_every_kind() {
             ("impersonated service account", Some(RUNNER))
         );
         assert_eq!(principal.quota_project.as_deref(), Some("outer-quota"));
-        // The account that the file makes is its own: nobody impersonates it twice.
+        // A token of the account that the file impersonates is not impersonated again.
         let before = fake.calls().len();
         google.access_token(&ask(Some(RUNNER))).await.unwrap();
         assert_eq!(fake.calls().len() - before, 1);
@@ -79,7 +79,7 @@ async fn an_impersonated_file_works_on_every_kind() {
 }
 
 #[tokio::test]
-async fn files_nest_and_identities_go_on_top() {
+async fn files_nest_and_an_identity_impersonates_once_more() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let inner = impersonated(&fake, FIRST, &fake.user(USER), &[]);
     let google = source(&scratch, &impersonated(&fake, MIDDLE, &inner, &[]), &fake);
@@ -107,7 +107,7 @@ async fn files_nest_and_identities_go_on_top() {
 }
 
 #[tokio::test]
-async fn delegates_lead_to_the_account_one_by_one() {
+async fn delegates_are_used_one_after_the_other() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let with_path = format!("projects/-/serviceAccounts/{FIRST}");
     let google =
@@ -122,12 +122,12 @@ async fn delegates_lead_to_the_account_one_by_one() {
 }
 
 #[tokio::test]
-async fn a_file_may_shorten_lives_and_names_its_endpoint() {
+async fn a_file_may_shorten_lifetimes_and_set_the_endpoint() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     fake.allow(USER, RUNNER);
     let mut file: Value = serde_json::from_str(&impersonated(&fake, RUNNER, &fake.user(USER), &[])).unwrap();
     file["service_account_impersonation"] = json!({"token_lifetime_seconds": 700});
-    // Nothing but the file says where IAM is.
+    // Only the file has IAM's endpoint.
     let endpoints = Endpoints { token: Some(fake.token_uri()), ..Endpoints::default() };
     let path = scratch.write("file.json", &file.to_string());
     let place = SearchPaths { google_application_credentials: Some(path), ..SearchPaths::default() };
@@ -165,7 +165,7 @@ async fn a_workforce_login_keeps_its_rotated_refresh_token() {
         google_application_credentials: Some(scratch.write("credential.json", &file)),
         ..SearchPaths::default()
     };
-    // Its own token_url counts where none is configured.
+    // Without a configured endpoint, the file's own token_url is used.
     let google = find(&place, Endpoints::default()).unwrap();
     let token = google.access_token(&ask(None)).await.unwrap();
     assert!((3590..=3599).contains(&left(token.expires)));
@@ -191,9 +191,9 @@ async fn a_workforce_login_keeps_its_rotated_refresh_token() {
     transient(google.access_token(&ask(None)).await);
 }
 
-/// The command as it is to be run: it has to write what this session reads.
+/// The advised command must write the file that this session reads.
 #[tokio::test]
-async fn the_command_to_log_in_again_is_the_one_that_helps() {
+async fn the_advised_login_command_renews_the_login_in_use() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let said = async |name: &str, file: &str| {
         let path = scratch.write(name, file);
@@ -221,7 +221,7 @@ async fn the_command_to_log_in_again_is_the_one_that_helps() {
     assert!(why.contains(&format!("{login} --login-config=FILE`")) && why.contains("of your pool"), "{why}");
 }
 
-/// Two containers that want different scopes are two flights, and one login.
+/// Two containers that request different scopes cause two flights and one login.
 #[tokio::test]
 async fn a_refresh_token_is_not_used_twice_at_once() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
@@ -248,7 +248,7 @@ async fn domain_wide_delegation_works_for_allowed_users() {
     let token = google.access_token(&request).await.unwrap();
     let minted = fake.minted(token.value.expose()).unwrap();
     assert_eq!((minted.email.as_str(), minted.scopes), (PERSON, [BIGQUERY.to_owned()].into()));
-    // Without a key, by the account's signature at IAM.
+    // Without a key, IAM signs as the account.
     let user = source(&scratch, &fake.user(USER), &fake);
     let request = AccessRequest { service_account: Some(RUNNER.into()), ..request };
     fake.allow(USER, RUNNER);
@@ -260,9 +260,9 @@ async fn domain_wide_delegation_works_for_allowed_users() {
     assert!(why.contains("--impersonate"), "{why}");
 }
 
-/// What is signed here is signed by Google's clock, once an answer showed it.
+/// Signatures use Google's time, once an answer has shown it.
 #[tokio::test]
-async fn a_clock_that_is_minutes_off_signs_nothing_that_is_refused() {
+async fn with_a_clock_minutes_off_signed_assertions_are_accepted() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     let key = fake.service_account(KEY_ACCOUNT, rsa_key());
     fake.delegate(KEY_ACCOUNT, PERSON);
@@ -286,7 +286,7 @@ async fn a_clock_that_is_minutes_off_signs_nothing_that_is_refused() {
         fresh().access_token(&as_person).await.unwrap();
         fresh().identity_token(&id_ask(None)).await.unwrap();
         source(&scratch, &fake.user(USER), &fake).access_token(&by_iam).await.unwrap();
-        // The clock is set meanwhile, by either side.
+        // The clock is corrected meanwhile, on either side.
         let google = fresh();
         google.access_token(&ask(None)).await.unwrap();
         fake.clock_off_by(0, true);
@@ -296,7 +296,7 @@ async fn a_clock_that_is_minutes_off_signs_nothing_that_is_refused() {
         google.identity_token(&id_ask(None)).await.unwrap();
         google.access_token(&as_person).await.unwrap();
     }
-    // Hours are no matter of a few minutes, and without a Date there is nothing to go by.
+    // A skew of hours is not corrected, and without a Date the skew is unknown.
     for (skew, with_date) in [(-7200, true), (-590, false)] {
         fake.clock_off_by(skew, with_date);
         let why = refusal(source(&scratch, &key, &fake).access_token(&ask(None)).await);
@@ -304,7 +304,7 @@ async fn a_clock_that_is_minutes_off_signs_nothing_that_is_refused() {
     }
 }
 
-/// The whole program: it signs well from the first token on, and says once what is wrong.
+/// The whole program: its first signature is accepted already, and it reports the wrong clock once.
 #[test]
 fn a_wrong_clock_is_reported_once_for_keys_too() {
     let (fake, folder, scratch) = (FakeGoogle::start(), Folder::new("clock"), Scratch::new());
@@ -324,9 +324,10 @@ fn a_wrong_clock_is_reported_once_for_keys_too() {
     }
 }
 
-/// The whole program: a broken new file takes nothing away, and is said once however long it stays.
+/// The whole program: a broken new file does not end the old login, and is reported once, however long it
+/// stays.
 #[test]
-fn a_broken_new_file_is_said_once_and_the_old_login_serves_on() {
+fn a_broken_new_file_is_reported_once_and_the_old_login_stays() {
     let (fake, folder, scratch) = (FakeGoogle::start(), Folder::new("broken"), Scratch::new());
     let config = folder.0.join("test.toml");
     std::fs::write(&config, format!("[endpoints]\ntoken = \"{}\"\n", fake.token_uri())).unwrap();
@@ -337,17 +338,17 @@ fn a_broken_new_file_is_said_once_and_the_old_login_serves_on() {
     let (head, before) = told("");
     assert!(head.contains(" 200 "), "{head}");
     scratch.write("user.json", "{ canary");
-    // It is looked at each second, and believed at the second look.
+    // The program looks at the file each second, and reports a change at the second look.
     std::thread::sleep(Duration::from_secs(5));
     let value = |body: &str| serde_json::from_str::<Value>(body).unwrap()["access_token"].clone();
     assert_eq!(value(&told("").1), value(&before), "the token that there is");
-    assert!(told(&format!("?scopes={BIGQUERY}")).0.contains(" 200 "), "and what the old login still makes");
+    assert!(told(&format!("?scopes={BIGQUERY}")).0.contains(" 200 "), "the old login still gives new tokens");
     let (_, stderr) = server.end();
     assert_eq!(stderr.matches("the old login stays in use").count(), 1, "{stderr}");
     assert!(!stderr.contains("canary"), "{stderr}");
 }
 
-/// The claims of a token that a key signed, once the signature was checked.
+/// The claims of a token that a key signed; asserts the signature.
 fn checked(token: &str) -> Value {
     let key = PrivatePkcs8KeyDer::from_pem_slice(rsa_key().as_bytes()).unwrap();
     let key = RsaKeyPair::from_pkcs8(key.secret_pkcs8_der()).unwrap();
@@ -377,19 +378,19 @@ async fn another_universe_gets_tokens_that_the_key_signed() {
     let end = claims["exp"].as_u64().unwrap();
     assert_eq!(end - claims["iat"].as_u64().unwrap(), 1800);
     assert!(now + left(token.expires) <= end && left(token.expires) >= 1797, "never longer than it says");
-    assert!(fake.calls().is_empty(), "nobody was asked");
+    assert!(fake.calls().is_empty(), "no request was sent");
     let long = AccessRequest { lifetime: 43_200, ..ask(None) };
     assert!(left(google.access_token(&long).await.unwrap().expires) <= 3600);
     let why =
         refusal(google.access_token(&AccessRequest { subject: Some(PERSON.into()), ..ask(None) }).await);
     assert!(why.contains("googleapis.com only"), "{why}");
-    // A configured universe, or a token endpoint that the operator names, win over the file.
+    // A configured universe or token endpoint overrides the file.
     let asked = Endpoints { token: Some(fake.token_uri()), ..endpoints };
     find(&place, asked).unwrap().access_token(&ask(None)).await.unwrap();
     assert_eq!(kinds(&fake), ["jwt-bearer"]);
 }
 
-/// A proxy that leads nowhere and notes where it was to lead.
+/// A proxy that connects to nothing and records the requested hosts.
 fn dead_end() -> (Proxies, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let proxies =
@@ -408,7 +409,8 @@ fn dead_end() -> (Proxies, Arc<Mutex<Vec<String>>>) {
     (proxies, noted)
 }
 
-/// The universe of what is below counts for every call, those of the kill switch and of the clocks among them.
+/// Every call uses the universe of the innermost credential, including those of the kill switch and for the
+/// clock.
 #[tokio::test]
 async fn every_call_goes_to_the_universe() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
@@ -426,7 +428,7 @@ async fn every_call_goes_to_the_universe() {
     let google = open(Endpoints { token: Some(fake.token_uri()), ..Endpoints::default() });
     assert_eq!(google.principal().universe.as_deref(), Some("cloud.example"));
     google.access_token(&ask(None)).await.unwrap();
-    assert!(asked().is_empty(), "what the fake has is on this machine");
+    assert!(asked().is_empty(), "the fake's endpoints need no proxy");
     transient(google.access_token(&AccessRequest { boundary: Some(boundary()), ..ask(None) }).await);
     assert_eq!(asked(), ["sts.cloud.example:443"]);
     transient(google.access_token(&ask(Some(FIRST))).await);
@@ -501,14 +503,14 @@ async fn a_boundary_narrows_whatever_the_token_was_made_of() {
     );
     assert_eq!(kinds(&fake), ["refresh_token", "generateAccessToken", "boundary"]);
     assert!((1790..=1800).contains(&left(token.expires)));
-    // A life that is left out is that of the token below, and one that is shorter counts.
+    // Without a lifetime in the answer, that of the token below is used; a shorter one in the answer applies.
     fake.leave_lives_out();
     let key = source(&scratch, &fake.service_account(KEY_ACCOUNT, rsa_key()), &fake);
     let narrow = AccessRequest { service_account: None, ..request.clone() };
     let token = key.access_token(&narrow).await.unwrap();
     assert!((3590..=3599).contains(&left(token.expires)), "{}", left(token.expires));
     assert_eq!(fake.minted(token.value.expose()).unwrap().email, KEY_ACCOUNT);
-    // What is refused is refused as a whole: the wide token is never the answer.
+    // A failed narrowing is a refusal: the wide token is never the answer.
     let before = fake.calls().len();
     let empty = AccessRequest { boundary: Some(Arc::new(Boundary(vec![]))), ..request };
     let why = refusal(google.access_token(&empty).await);
@@ -516,7 +518,7 @@ async fn a_boundary_narrows_whatever_the_token_was_made_of() {
 }
 
 #[tokio::test]
-async fn fifty_callers_of_each_kind_are_one_chain() {
+async fn fifty_callers_of_each_kind_cause_one_chain() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     for (caller, target) in [(USER, FIRST), (FIRST, RUNNER), ("person", RUNNER), (USER, RUNNER)] {
         fake.allow(caller, target);
@@ -544,7 +546,7 @@ async fn fifty_callers_of_each_kind_are_one_chain() {
 }
 
 #[tokio::test]
-async fn fifty_callers_for_an_id_token_are_one_chain() {
+async fn fifty_callers_for_an_id_token_cause_one_chain() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     fake.allow(USER, RUNNER);
     fake.latency(Duration::from_millis(50));
@@ -579,7 +581,7 @@ async fn different_keys_share_the_chain_below_them() {
 }
 
 #[tokio::test]
-async fn another_account_in_a_generated_file_drops_tokens() {
+async fn a_new_account_in_a_generated_file_drops_old_tokens() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
     fake.allow(USER, RUNNER);
     fake.allow(USER, FIRST);

@@ -1,6 +1,7 @@
-//! Sources of the host itself: its metadata server and gcloud; and its way out: proxies and company authorities.
+//! Sources of the host itself, its metadata server and gcloud; and its way out through proxies and company
+//! CAs.
 //!
-//! Every metadata server here is one on loopback that a test made. None is ever looked for.
+//! Every metadata server here is a fake on loopback that a test made. No real one is contacted.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -29,7 +30,7 @@ use crate::support::session::{Folder, program};
 
 const VM: &str = "123-compute@developer.gserviceaccount.com";
 
-/// The metadata server of a virtual machine, which checks what it is asked.
+/// The metadata server of a virtual machine, which checks the requests.
 pub(crate) struct FakeMachine {
     pub(crate) at: SocketAddr,
     state: Arc<Mutex<Machine>>,
@@ -38,10 +39,11 @@ pub(crate) struct FakeMachine {
 #[derive(Default)]
 struct Machine {
     asked: Vec<String>,
-    /// Statuses to answer with, before the usual answers.
+    /// Statuses to answer with before the usual answers.
     failures: Vec<u16>,
     plain: bool,
-    /// The account's name, where it is not the usual one; with none the question is never answered.
+    /// The account's e-mail, if it is not the usual one; with `Some(None)` the server never answers the
+    /// request for it.
     email: Option<Option<String>>,
     life: u64,
     number: u64,
@@ -62,7 +64,7 @@ impl FakeMachine {
         Self { at, state }
     }
 
-    /// How often a token was asked for.
+    /// How many tokens were requested.
     pub(crate) fn asked(&self) -> usize {
         self.set(|state| state.asked.iter().filter(|target| target.contains("/token")).count())
     }
@@ -146,7 +148,7 @@ async fn the_machines_own_account_is_a_source() {
     let (machine, fake) = (FakeMachine::start(), FakeGoogle::start());
     let google = find(&machine.place(), fake.endpoints()).unwrap();
     assert!(google.notice().unwrap().contains(&machine.at.to_string()));
-    assert_eq!(google.principal().email, None, "nobody was asked yet");
+    assert_eq!(google.principal().email, None, "no request was sent yet");
     let token = google.access_token(&ask(None)).await.unwrap();
     assert!((2995..=3000).contains(&left(token.expires)));
     assert!(token.scopes.is_empty(), "the machine decides");
@@ -164,7 +166,8 @@ async fn the_machines_own_account_is_a_source() {
     let id = google.identity_token(&id_ask(None)).await.unwrap();
     assert_eq!(claims(id.value.expose())["aud"], "https://service.example");
     assert!(left(id.expires) >= 3590);
-    // Itself by name is itself; another account is impersonated with the machine's token.
+    // The machine's own account by name needs no impersonation; another account is impersonated with the
+    // machine's token.
     let before = fake.calls().len();
     google.access_token(&ask(Some(VM))).await.unwrap();
     assert_eq!(fake.calls().len(), before);
@@ -175,9 +178,9 @@ async fn the_machines_own_account_is_a_source() {
     assert_eq!(google.reload(), Reloaded::Same);
 }
 
-/// One that does not say whose its tokens are, or whose account has no e-mail, as on GKE.
+/// A machine that does not name its account, or whose account has no e-mail, as on GKE.
 #[tokio::test]
-async fn a_machine_without_a_name_gives_tokens_all_the_same() {
+async fn a_machine_without_an_email_still_gives_tokens() {
     for email in [None, Some("project.svc.id.goog".to_owned())] {
         let (machine, fake) = (FakeMachine::start(), FakeGoogle::start());
         machine.set(|state| state.email = Some(email.clone()));
@@ -192,9 +195,9 @@ async fn a_machine_without_a_name_gives_tokens_all_the_same() {
     }
 }
 
-/// The whole program on such a machine: containers are told its project and its account.
+/// The whole program on such a machine: containers see its project and its account.
 #[test]
-fn a_session_on_a_machine_tells_what_the_machine_is() {
+fn containers_see_project_and_account_of_the_machine() {
     let (machine, folder) = (FakeMachine::start(), Folder::new("machine"));
     let mut command = program(&folder.0);
     command.env_remove("NO_GCE_CHECK").env("GCE_METADATA_HOST", machine.at.to_string());
@@ -229,7 +232,7 @@ async fn a_missing_answer_of_the_machine_is_reported() {
     let before = machine.set(|state| state.asked.len());
     let why = refusal(google.access_token(&ask(None)).await);
     assert!(why.contains("kfp-creds itself"), "{why}");
-    assert_eq!(machine.set(|state| state.asked.len()) - before, 1, "a loop does not pass");
+    assert_eq!(machine.set(|state| state.asked.len()) - before, 1, "a loop is not retried");
 }
 
 #[tokio::test]
@@ -262,7 +265,7 @@ fn files_come_before_the_machine_and_the_machine_before_gcloud() {
     scratch.write("home/.config/gcloud/application_default_credentials.json", &fake.user(USER));
     let google = find(&all, fake.endpoints()).unwrap();
     assert_eq!((google.principal().kind, google.notice()), ("user login", None));
-    // Chosen by name they come first; without an account, or without a program, there is nothing.
+    // A source chosen by name is used first; gcloud without an account or program is absent.
     assert_eq!(
         Google::machine(&all, fake.endpoints(), upstream()).unwrap().principal().kind,
         "this machine's service account"
@@ -277,7 +280,8 @@ fn files_come_before_the_machine_and_the_machine_before_gcloud() {
     }
 }
 
-/// A session whose metadata server is another session of ours, one that is behind its path, or itself.
+/// The metadata server of the session is another session of ours, open or behind its secret path, or the
+/// session itself.
 #[test]
 fn a_session_never_takes_kfp_creds_for_the_machine() {
     let (open, guarded) = (Listening::open(""), Listening::guarded(""));
@@ -295,7 +299,7 @@ fn a_session_never_takes_kfp_creds_for_the_machine() {
             assert!(!said.contains(secret), "{said}");
             continue;
         }
-        // Its own listener is not there yet when it starts; later it answers, and is known.
+        // Its own listener does not exist yet when it starts; later the session recognises it.
         command.args(["serve", "--open", "--listen", place]);
         let mut child =
             command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null()).spawn().unwrap();
@@ -321,7 +325,7 @@ fn a_session_never_takes_kfp_creds_for_the_machine() {
     }
 }
 
-/// A program that checks how it is called. It notes each call in `calls` beside it.
+/// A program that checks its arguments and records each call in `calls` beside it.
 fn fake_gcloud(scratch: &Scratch, life: i64) -> std::path::PathBuf {
     let token = sign(
         rsa_key(),
@@ -378,7 +382,7 @@ async fn gclouds_account_is_a_source_with_a_known_expiry() {
     assert!(futures_util::future::join_all(callers).await.iter().all(Result::is_ok));
     assert_eq!(calls() - before, 1);
 
-    // No token without an expiry, none that has ended, and a login that ended is said.
+    // No token without an expiry, none that has expired; a login that ended is reported.
     for garbage in [
         "{}",
         r#"{"credential": {"access_token": "canary"}}"#,
@@ -411,7 +415,7 @@ async fn gclouds_account_is_a_source_with_a_known_expiry() {
     assert_eq!(claims(id.value.expose())["aud"], "https://service.example");
 }
 
-/// The program inherits the variables, so what they say is so for us too.
+/// gcloud inherits these variables, so we follow them too.
 #[test]
 fn gclouds_variables_name_the_account_and_the_project() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
@@ -451,7 +455,8 @@ fn gclouds_variables_name_the_account_and_the_project() {
     assert_eq!(principal(&[]).quota_project, None);
 }
 
-/// What was made of the old account's token is no business of the new one, the token that impersonates included.
+/// Tokens made with the old account's token are not used for the new account, including the one that
+/// impersonates.
 #[tokio::test]
 async fn a_new_gcloud_account_does_not_impersonate_as_the_old_one() {
     let (fake, scratch) = (FakeGoogle::start(), Scratch::new());
@@ -479,7 +484,7 @@ async fn a_new_gcloud_account_does_not_impersonate_as_the_old_one() {
 }
 
 #[test]
-fn gcloud_is_found_on_the_path_and_said_and_leaks_nothing() {
+fn gcloud_is_found_on_the_path_named_and_leaks_nothing() {
     let scratch = Scratch::new();
     fake_gcloud(&scratch, 3000);
     let folder = Folder::new("gcloud");
@@ -499,7 +504,7 @@ fn gcloud_is_found_on_the_path_and_said_and_leaks_nothing() {
     assert!(!stderr.contains(CANARY), "{stderr}");
 }
 
-/// An authority of a company, and a server behind it that passes everything on to `to`.
+/// A company's CA, and a server with its certificate that passes everything on to `to`.
 pub(crate) fn tls_front(scratch: &Scratch, to: SocketAddr) -> (std::path::PathBuf, SocketAddr) {
     let curve = ["genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
     let key = |name: &str| scratch.write(name, &openssl(&curve, ""));
@@ -554,7 +559,7 @@ fn pass_on(certificate: &str, key: &Path, to: SocketAddr) -> SocketAddr {
                 let mut session = rustls::ServerConnection::new(config).unwrap();
                 let mut tls = rustls::Stream::new(&mut session, &mut stream);
                 let mut behind = TcpStream::connect(to).unwrap();
-                // One exchange after the other is all that HTTP/1 does.
+                // HTTP/1 has one exchange after another.
                 loop {
                     let Some(request) = message(&mut tls) else { return };
                     behind.write_all(&request).unwrap();
@@ -569,7 +574,7 @@ fn pass_on(certificate: &str, key: &Path, to: SocketAddr) -> SocketAddr {
     at
 }
 
-/// A head and as many bytes as it says.
+/// A head, and as many bytes of body as it announces.
 fn message(from: &mut impl Read) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut piece = [0; 8192];
@@ -588,7 +593,7 @@ fn message(from: &mut impl Read) -> Option<Vec<u8>> {
     }
 }
 
-/// A proxy that knows who may use it, and leads every name to `to`. What it was asked is noted.
+/// A proxy that asks for a login, and connects every name to `to`. It records the requested hosts.
 pub(crate) fn proxy(to: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     use base64::Engine as _;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -626,7 +631,8 @@ pub(crate) fn proxy(to: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     (at, seen)
 }
 
-/// Everything is behind the proxy and under a company's authority: the names exist nowhere else.
+/// All upstreams are behind the proxy and have certificates of a company's CA: the names resolve nowhere
+/// else.
 #[test]
 fn a_session_works_behind_a_proxy_and_a_companys_authority() {
     let (google, scratch, folder) = (FakeGoogle::start(), Scratch::new(), Folder::new("proxy"));
@@ -664,7 +670,7 @@ fn a_session_works_behind_a_proxy_and_a_companys_authority() {
     canaries.assert_absent("stdout", &stdout);
     canaries.assert_absent("stderr", &stderr);
 
-    // Without the password, without the authority, and past the proxy: each is said, with the proxy's name.
+    // Without the password, without the CA, and past the proxy: each failure is reported.
     let other =
         scratch.write("other.pem", &fs::read_to_string(&root).unwrap().replace("CERTIFICATE", "NOTHING"));
     for (user, root, none_for, words) in [
@@ -679,7 +685,7 @@ fn a_session_works_behind_a_proxy_and_a_companys_authority() {
         assert_eq!(seen.lock().unwrap().len() == before, none_for == ".corp.example", "{none_for}");
         canaries.assert_absent("stderr", &stderr);
     }
-    // One for everything may be of a kind that is not understood, and is not ours to use.
+    // The variables for all protocols may name a proxy of a kind that we do not support; they are ignored.
     let mut command = program(&folder.0);
     command.env("GOOGLE_APPLICATION_CREDENTIALS", scratch.write("user.json", &file));
     command.env("ALL_PROXY", "socks5h://127.0.0.1:1").env("all_proxy", "socks5h://127.0.0.1:1");
@@ -711,14 +717,14 @@ fn sources_of_the_host_leak_nothing() {
     searched_with(&google, &file(), more, &[], failures());
     let more = "[identity.default]\nsubject = \"person@workspace.example\"\n";
     let said = searched_with(&google, &file(), more, &[], failures());
-    assert!(said.contains("refresh token was replaced"), "the rotation is said: {said}");
+    assert!(said.contains("refresh token was replaced"), "the rotation is reported: {said}");
     assert!(google.calls().iter().any(|call| call.kind == "signJwt"));
     assert!(google.calls().iter().any(|call| call.kind == "boundary"));
 }
 
-/// In a mount namespace in which every place of certificate authorities is empty.
+/// In a mount namespace in which every directory for CAs is empty.
 #[test]
-fn missing_certificate_authorities_are_replaced_and_told_once() {
+fn missing_cas_are_replaced_and_reported_once() {
     let folder = Folder::new("roots");
     let script = "for place in /etc/ssl /etc/pki /usr/share/ca-certificates /usr/local/ssl /usr/lib/ssl; do \
                   if [ -d $place ] && [ ! -L $place ]; then mount -t tmpfs none $place || exit 99; fi; done; exec \"$@\"";

@@ -1,4 +1,4 @@
-//! A thousand programs that want a token at once, over real connections, with a Google that takes its time.
+//! A thousand programs request a token at once, over real connections, from a slow Google.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::leaks::{ACCOUNT, Local, files};
 use crate::support::fake_google::FakeGoogle;
 use crate::support::session::{Folder, program};
 
-/// How the body of one answer begins.
+/// The beginning of one answer's body.
 async fn ask(server: &Local) -> String {
     let mut stream = TcpStream::connect(server.at).await.unwrap();
     let path = format!("/{}{ACCOUNT}/token", server.capability);
@@ -27,7 +27,7 @@ async fn ask(server: &Local) -> String {
 async fn a_thousand_connections_at_once_are_one_call_at_google() {
     let (google, folder) = (FakeGoogle::start(), Folder::new("stampede"));
     let (config, credential) = files(&folder.0, &google, &google.user("somebody@example.com"));
-    // The token of the start is over when the thousand come.
+    // The token of the start has expired when the thousand requests come.
     google.expires_in(1);
     let mut command = program(&folder.0);
     command.env("GOOGLE_APPLICATION_CREDENTIALS", &credential);

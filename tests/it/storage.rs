@@ -1,4 +1,4 @@
-//! The client of Cloud Storage against a fake at the wire, which checks what it is sent.
+//! The client of Cloud Storage against a fake at the wire, which checks the requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +44,7 @@ impl Fixture {
         StorageReader { token: &self.token, account: ACCOUNT, user_project: None }
     }
 
-    /// The content of an object, by what its metadata say first.
+    /// The content of an object, after its metadata.
     async fn read(&self, name: &str) -> Result<Vec<u8>, SourceError> {
         let found = self.storage.object(self.by(), "bucket", name).await?.expect("it is there");
         let file = self.folder.0.join("file");
@@ -76,7 +76,7 @@ fn transient<T>(outcome: Result<T, SourceError>, words: &str) {
 }
 
 #[tokio::test]
-async fn an_object_comes_whole_in_its_generation() {
+async fn an_object_is_read_whole_and_in_one_generation() {
     let fixture = Fixture::new();
     let large: Vec<u8> = (0..500_001_u32).map(|n| ((n * 7) >> 3) as u8).collect();
     for (name, content) in [("dir/ü #?&%.csv", b"1,2\n".to_vec()), ("empty", vec![]), ("large", large)] {
@@ -84,7 +84,7 @@ async fn an_object_comes_whole_in_its_generation() {
         assert!(fixture.read(name).await.unwrap() == content, "{name}");
     }
     assert!(fixture.fake.asked().iter().all(|asked| asked.account == ACCOUNT), "{:?}", fixture.fake.asked());
-    // It was replaced between the two questions.
+    // The object was replaced between the two requests.
     fixture.fake.put("bucket", "a", "old");
     let old = fixture.storage.object(fixture.by(), "bucket", "a").await.unwrap().unwrap();
     fixture.fake.put("bucket", "a", "new");
@@ -136,7 +136,7 @@ async fn refusals_say_what_to_do() {
     let stranger = Secret::new("ya29.another".into());
     let by = StorageReader { token: &stranger, ..fixture.by() };
     refused(fixture.storage.object(by, "bucket", "a").await, "does not take the token");
-    // Plain text, as errors of requests for content are: no proxy's.
+    // Requests for content get errors as plain text, which are not taken for a proxy's.
     fixture.fake.play("media", Play::Status(403));
     refused(fixture.read("a").await, "answered 403: reader@p.iam.gserviceaccount.com may not read it");
     let hex = "0123456789abcdef0123456789abcdef";
@@ -177,7 +177,7 @@ async fn permanent_storage_failures_are_named() {
     }
 }
 
-/// The token would go with it.
+/// The token would be sent along.
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
     let fixture = Fixture::new();

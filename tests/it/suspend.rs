@@ -1,7 +1,7 @@
-//! A laptop that slept for an hour: the wall clock is an hour ahead, and the monotonic one is where it was. Whatever
-//! the credential is, the next request has a new token, made of what proves it *now*.
+//! A laptop that slept for an hour: the wall clock is an hour ahead, and the monotonic one did not move. With
+//! every kind of credential, the next request gets a new token, made from the *current* proof.
 //!
-//! The program's own clock is moved: a few lines of C before libc, which add what a file says to the time of day.
+//! A preloaded C library moves the program's own clock: it adds the number in a file to the time of day.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -24,7 +24,7 @@ const MIDDLE: &str = "middle@sa-project.iam.gserviceaccount.com";
 const RUNNER: &str = "runner@my-project.iam.gserviceaccount.com";
 const AWS: (&str, &str) = ("AKIDEXAMPLE", "canary-aws-secret-key");
 
-/// `CLOCK_AHEAD` names a file with a number of seconds, which is read again with every look at the clock.
+/// `CLOCK_AHEAD` names a file with a number of seconds, which the library reads again at every call.
 const CLOCK: &str = r#"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -47,8 +47,8 @@ int clock_gettime(clockid_t clock, struct timespec *at) {
 }
 "#;
 
-/// The library, made once in a test process and left where the next one puts its own. What links Rust programs
-/// compiles C.
+/// The library, built once per test process; the next process replaces it. A machine that links Rust programs
+/// can compile C.
 fn library() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -67,14 +67,14 @@ fn library() -> &'static Path {
     })
 }
 
-/// One kind of credential, well before and after the sleep.
+/// One kind of credential, valid before and after the sleep.
 struct Kind {
     name: &'static str,
     config: String,
     variables: Vec<(&'static str, String)>,
-    /// How often was asked what this kind asks for each token: an upstream, or a command.
+    /// How often the upstream or command that this kind needs for each token was asked.
     asked: Box<dyn Fn(&Fixture) -> usize>,
-    /// Who a token is after the sleep, where the fake knows.
+    /// The principal of the token after the sleep, if the fake knows it.
     then: Option<String>,
 }
 
@@ -109,21 +109,21 @@ impl Fixture {
         &self.fake.google
     }
 
-    /// In place, as it is mapped; blanks are no part of a number.
+    /// Written in place, because the file is mapped; blanks after the number are ignored.
     fn ahead(&self, seconds: i64) {
         let path = self.path("ahead");
         let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
         file.write_all_at(format!("{seconds:<15}\n").as_bytes(), 0).unwrap();
     }
 
-    /// The subject token of now, wherever one is taken from. It lives five minutes from now on.
+    /// The current subject token for every source. It lives for five minutes from now on.
     fn prove(&self, subject: &str) {
         let token = self.issuer.token(subject, &format!("https:{AUDIENCE}"), 300, &json!({}));
         fs::write(self.path("token"), &token).unwrap();
         self.fake.url_token(&token);
     }
 
-    /// Everybody's clock but the monotonic one is an hour further.
+    /// Moves every clock except the monotonic one ahead by an hour.
     fn sleep(&self) {
         self.ahead(HOUR);
         self.google().clock_off_by(HOUR, true);
@@ -131,10 +131,10 @@ impl Fixture {
         self.prove("after");
     }
 
-    /// A program that notes each run, and writes `answer`, in which `$NUMBER` and `$END` are of this run.
+    /// A program that records each run and prints `answer`, with this run's `$NUMBER` and `$END`.
     fn command(&self, name: &str, answer: &str) -> String {
         let (path, runs, ahead) = (self.path(name), self.path("runs"), self.path("ahead"));
-        // What sees the moved clock by itself has the library in its environment.
+        // A process that sees the moved clock itself has the library in `LD_PRELOAD`.
         let text = format!(
             "#!/bin/sh\necho run >> {runs}\nNUMBER=$(wc -l < {runs})\nNOW=$(date +%s)\n\
              [ -n \"$LD_PRELOAD\" ] || NOW=$(( NOW + $(cat {ahead}) ))\nEND=$(( NOW + 1800 ))\n\
@@ -198,7 +198,7 @@ fn at_sts(fixture: &Fixture) -> usize {
     fixture.fake.count("/v1/token")
 }
 
-/// Values from the first reply on.
+/// Token and `expires_in`; the first reply already has to have both.
 fn token(server: &Local, name: &str) -> (String, i64) {
     let (head, body) = server.get(&format!("{ACCOUNT}/token"));
     assert!(head.starts_with("HTTP/1.1 200"), "{name}: {head}\n{body}");
@@ -206,7 +206,7 @@ fn token(server: &Local, name: &str) -> (String, i64) {
     (reply["access_token"].as_str().unwrap().into(), reply["expires_in"].as_i64().unwrap())
 }
 
-/// Each with a stand of its own, so that nothing of one is another's.
+/// Each kind has a fixture of its own.
 fn survives(make: impl Fn(&Fixture) -> Kind) {
     let fixture = Fixture::new();
     let kind = make(&fixture);
@@ -228,7 +228,11 @@ fn survives(make: impl Fn(&Fixture) -> Kind) {
     assert_ne!(second, first, "{name}: it ended while the machine slept");
     assert!((kind.asked)(&fixture) > asked, "{name}: made anew");
     if let Some(then) = kind.then {
-        assert_eq!(fixture.google().minted(&second).unwrap().email, then, "{name}: of what proves it now");
+        assert_eq!(
+            fixture.google().minted(&second).unwrap().email,
+            then,
+            "{name}: made from the current proof"
+        );
     }
 }
 

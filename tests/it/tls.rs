@@ -1,4 +1,4 @@
-//! The TLS listener of `serve --tls` in front of an engine that counts what it is asked.
+//! The TLS listener of `serve --tls`, before an engine that counts requests.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -37,7 +37,7 @@ fn listening() -> Listening {
 
 const REQUEST: &[u8] = b"GET /info HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n";
 
-/// What is answered to a client that trusts `ca` and shows the certificate in `own`, or why nothing is.
+/// The answer to a client that trusts `ca` and presents the certificate in `own`, or the error.
 fn ask(
     port: u16,
     ca: &Path,
@@ -66,7 +66,8 @@ fn ask(
     let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let mut stream = StreamOwned::new(client, stream);
-    // In TLS 1.3 a client is done before the server has seen its certificate: it sends its request at once.
+    // In TLS 1.3 the client's handshake is done before the server has seen its certificate: it sends its
+    // request at once.
     stream.write_all(REQUEST).map_err(|error| error.to_string())?;
     let mut reply = String::new();
     stream.read_to_string(&mut reply).map_err(|error| error.to_string())?;
@@ -126,7 +127,7 @@ fn only_a_certificate_of_this_session_opens_the_tls_listener() {
         assert_eq!(at.engine.seen().len(), 1, "{case}: only the request of the session's own client");
         let said = at.proxy.said();
         assert!(said.contains("a TLS connection from 127.0.0.1") && said.contains(remedy), "{case}: {said}");
-        // Anybody on the machine can cause such lines.
+        // Anybody on the machine can cause such a line, so the second failure prints none.
         assert!(asking(&at).is_err() && at.proxy.said().lines().count() == 1, "{case}: {}", at.proxy.said());
     }
 }

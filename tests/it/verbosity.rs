@@ -1,11 +1,11 @@
-//! How much is written to the terminal: `-v`, `--quiet`, `--json`.
+//! How much the program prints with `-v`, `--quiet`, `--json`.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
 use crate::support::session::{Folder, program};
 
-/// What `serve --listen` writes to stderr until it serves, and one second longer.
+/// The stderr of `serve --listen` until it serves, and for one second longer.
 fn said(flags: &[&str]) -> String {
     let folder = Folder::new("verbose");
     let mut child = program(&folder.0)
@@ -22,7 +22,7 @@ fn said(flags: &[&str]) -> String {
         Ok(ready) => ready["environment"]["GCE_METADATA_HOST"].as_str().unwrap().to_string(),
         Err(_) => first.split_once('=').unwrap().1.to_string(),
     };
-    // Scopes that the identity does not have are worth a line for whoever looks closely, and `format=full` for others.
+    // `-vv` prints a line about scopes that the identity does not have, and `-v` one about `format=full`.
     for path in ["token?scopes=https://a.example/none", "identity?audience=a&format=full"] {
         let url = format!("http://{place}/computeMetadata/v1/instance/service-accounts/default/{path}");
         let out = Command::new("curl").args(["-sf", "-H", "Metadata-Flavor: Google", &url]).output().unwrap();
@@ -47,7 +47,7 @@ fn each_v_prints_more_and_quiet_nothing() {
     );
     assert!(none.lines().all(|line| line.starts_with("kfp-creds: ")), "{none}");
     assert_eq!(said(&["--quiet"]).matches("kfp-creds: ").count(), 1, "the notice of where it serves");
-    // The ready line on stdout has said where it serves; what is asked here is worth a line at -v alone.
+    // The ready line on stdout has the address; these requests cause lines only with -v.
     let json = said(&["--json"]);
     for line in json.lines() {
         let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{json}"));

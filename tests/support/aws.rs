@@ -1,5 +1,5 @@
-//! What AWS does with signed requests to its token service (Signature Version 4), written from its documentation
-//! and without a look at how the program signs.
+//! AWS's checks of signed requests to its token service (Signature Version 4), written from its documentation
+//! and independently of the program's signing code.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Who signed the request that `token` holds, if it is in order and meant for `audience`.
+/// Who signed the request that `token` contains, if it is valid and meant for `audience`.
 pub(crate) fn caller(
     token: &str,
     audience: &str,
@@ -51,7 +51,7 @@ pub(crate) fn caller(
         .then(|| "arn:aws:sts::123456789012:assumed-role/runner/i-1".into())
 }
 
-/// AWS promises to take a request within five minutes of its time.
+/// AWS promises to accept a request within five minutes of its time.
 pub(crate) fn in_time(stamp: &str, now: u64) -> Option<()> {
     let iso = format!(
         "{}-{}-{}T{}:{}:{}Z",
@@ -66,19 +66,19 @@ pub(crate) fn in_time(stamp: &str, now: u64) -> Option<()> {
     ((at - i64::try_from(now).ok()?).abs() <= 300).then_some(())
 }
 
-/// A request as it came.
+/// A received request.
 pub(crate) struct Signed<'a> {
     /// Names in lower case.
     pub(crate) headers: &'a BTreeMap<String, String>,
-    /// In canonical form.
+    /// The query string in canonical form.
     pub(crate) query: &'a str,
     pub(crate) body: &'a [u8],
-    /// Headers that the signature has to cover.
+    /// Headers that the signature must cover.
     pub(crate) must: &'a [&'a str],
 }
 
 impl Signed<'_> {
-    /// The access key id that a POST to `/` says it is signed with.
+    /// The access key id in the signature of a POST to `/`.
     pub(crate) fn key_id(&self) -> Option<&str> {
         let (_, rest) = self.headers.get("authorization")?.split_once("Credential=")?;
         rest.split('/').next()

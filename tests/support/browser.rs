@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::session::Folder;
 
-/// Reaches nothing but the loopback: whatever a browser does by itself is off.
+/// Only the loopback is reachable: everything that a browser does by itself is off.
 const FLAGS: [&str; 9] = [
     "--headless=new",
     "--no-sandbox",
@@ -21,7 +21,7 @@ const FLAGS: [&str; 9] = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    // Everything else is sent to a proxy that is not there.
+    // Everything else goes to a proxy that does not exist.
     "--proxy-server=127.0.0.1:9",
 ];
 
@@ -42,7 +42,7 @@ impl Browser {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .expect("chromedriver is not there: scripts/setup --all installs it");
+            .expect("chromedriver is missing: scripts/setup --all installs it");
         let mut said = BufReader::new(driver.stdout.take().unwrap());
         let mut line = String::new();
         let port = loop {
@@ -80,7 +80,7 @@ impl Browser {
             stream,
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
         )?;
-        // chromedriver leaves its connections open, so the length says where a reply ends.
+        // chromedriver leaves its connections open, so the length determines where a reply ends.
         let (mut reply, mut line, mut length) = (BufReader::new(stream), String::new(), 0);
         while line != "\r\n" {
             line.clear();
@@ -104,12 +104,12 @@ impl Browser {
         self.ask("POST", "/url", &json!({ "url": url }));
     }
 
-    /// The value of a function body.
+    /// Runs `script` as the body of a function, and returns its value.
     pub(crate) fn run(&self, script: &str) -> Value {
         self.ask("POST", "/execute/sync", &json!({"script": script, "args": []}))
     }
 
-    /// Presses keys, as a person without a mouse does.
+    /// Presses keys one after the other.
     pub(crate) fn press(&self, keys: &str) {
         let actions: Vec<Value> = keys
             .chars()
@@ -122,7 +122,7 @@ impl Browser {
         );
     }
 
-    /// Presses keys together.
+    /// Presses keys at the same time.
     pub(crate) fn chord(&self, keys: &str) {
         let step = |kind: &str, key: char| json!({"type": kind, "value": key.to_string()});
         let down = keys.chars().map(|key| step("keyDown", key));
@@ -134,7 +134,7 @@ impl Browser {
         );
     }
 
-    /// What a screen reader is told: role and name.
+    /// Role and name of an element for a screen reader.
     pub(crate) fn accessible(&self, selector: &str) -> (String, String) {
         let found = self.ask("POST", "/element", &json!({"using": "css selector", "value": selector}));
         let id = found.as_object().unwrap().values().next().unwrap().as_str().unwrap();
@@ -152,7 +152,7 @@ impl Browser {
         self.ask("POST", "/goog/cdp/execute", &json!({"cmd": "Emulation.setEmulatedMedia", "params": media}));
     }
 
-    /// Shows the page as wide as a phone, or as the window again.
+    /// Sets the width of the page, as on a phone, or resets it to the window's.
     pub(crate) fn narrow(&self, width: Option<u32>) {
         let (command, params) = match width {
             Some(width) => (
@@ -164,13 +164,13 @@ impl Browser {
         self.ask("POST", "/goog/cdp/execute", &json!({"cmd": command, "params": params}));
     }
 
-    /// What the browser complained about so far: errors of scripts, and what the policy blocked.
+    /// The browser's complaints so far: errors of scripts, and what the policy blocked.
     pub(crate) fn complaints(&self) -> Vec<String> {
         let log = self.ask("POST", "/se/log", &json!({"type": "browser"}));
         log.as_array().unwrap().iter().map(|entry| entry["message"].to_string()).collect()
     }
 
-    /// The whole page, as PNG.
+    /// A picture of the whole page, as PNG.
     pub(crate) fn picture(&self) -> Vec<u8> {
         let taken = self.ask(
             "POST",

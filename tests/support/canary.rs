@@ -1,23 +1,22 @@
-//! Searching what a program wrote for secrets that went through it, in every form in which they could have
-//! got there.
+//! Searches the output of a program for secrets that it processed, in every form in which they could appear.
 
 use std::fmt::Write;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
-/// Secrets of a test, by what they are.
+/// Secrets of a test, each with a description.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Canaries(Vec<(String, String)>);
 
-/// Shorter ones would be found by chance.
+/// Shorter secrets would be found by chance.
 const SHORTEST: usize = 10;
-/// How much of a long secret is a leak: logs cut things short.
+/// This much of a long secret is a leak: logs truncate long lines.
 const PIECE: usize = 24;
 
 impl Canaries {
-    /// Takes a secret, and what is secret of it by itself: the lines of a PEM, the claims and the signature of
-    /// a JWT (its header says nothing), beginning and end of what is long.
+    /// Adds a secret, and its secret parts: the lines of a PEM, the claims and the signature of a JWT (its
+    /// header is not secret), the beginning and the end of a long text.
     pub(crate) fn add(&mut self, what: &str, secret: &str) {
         if secret.starts_with("eyJ") && secret.matches('.').count() == 2 {
             secret.split('.').skip(1).for_each(|part| self.add(what, part));
@@ -41,7 +40,8 @@ impl Canaries {
         self.0.len()
     }
 
-    /// What of it stands in `text`, and how: empty is good. The findings do not repeat the secret.
+    /// The secrets that `text` contains, and in which form; no result is good. The findings do not repeat the
+    /// secret.
     pub(crate) fn found_in(&self, text: &str) -> Vec<String> {
         let mut found = vec![];
         for (what, secret) in &self.0 {
@@ -57,14 +57,14 @@ impl Canaries {
         found
     }
 
-    /// Fails the test with every place where a secret is.
+    /// Fails the test and lists every place that contains a secret.
     pub(crate) fn assert_absent(&self, place: &str, text: &str) {
         let found = self.found_in(text);
         assert!(found.is_empty(), "secrets in {place}:\n{}", found.join("\n"));
     }
 }
 
-/// Every way in which the secret could have been written.
+/// Every form in which the secret could have been written.
 fn forms(secret: &str) -> Vec<(String, String)> {
     let bytes = secret.as_bytes();
     let mut forms = vec![
@@ -85,7 +85,7 @@ fn forms(secret: &str) -> Vec<(String, String)> {
     for shift in 0..3 {
         for (name, engine) in [("base64", &STANDARD_NO_PAD), ("base64url", &URL_SAFE_NO_PAD)] {
             let moved = engine.encode([&vec![0; shift], bytes].concat());
-            // Characters that hold bits of what stands before and after are not the secret's own.
+            // Characters at the ends also encode bits of the neighbouring bytes, so they are left out.
             let start = (shift * 8).div_ceil(6);
             let end = (shift + bytes.len()) * 8 / 6;
             forms.push((format!("{name} at {shift}"), moved[start..end].into()));

@@ -1,4 +1,4 @@
-//! A server with scripted sources of AWS and Azure, asked as the relay asks it or on loopback.
+//! A server with scripted sources of AWS and Azure, which tests call as the relay does or on loopback.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,28 +36,28 @@ use tokio::sync::Notify;
 pub(crate) const ROLE: &str = "arn:aws:iam::123456789012:role/loader";
 pub(crate) const STORAGE: &str = "https://storage.azure.com";
 
-/// What a source does with its next call.
+/// The result of a source's next call.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Script {
     #[default]
     Give,
     Refuse(&'static str),
     Fail(&'static str),
-    /// Fails, and says for how many seconds nobody needs to ask again.
+    /// Fails with a Retry-After of this many seconds.
     Busy(u64),
     /// Waits for this, then gives.
     Hold(Arc<Notify>),
 }
 
-/// Both clouds' source. Remembers what it was asked.
+/// The source of both clouds. Records its calls.
 #[derive(Debug, Default)]
 pub(crate) struct Scripted {
     pub(crate) script: Mutex<Script>,
     pub(crate) calls: AtomicUsize,
     pub(crate) asked: Mutex<Vec<String>>,
-    /// How often Azure's principal was asked for: whenever a request is read.
+    /// How often the server asked for Azure's principal, which it does for each request that it reads.
     pub(crate) principals: AtomicUsize,
-    /// What the next look at its files finds.
+    /// The result of the next reload.
     pub(crate) reload: Mutex<Option<Reloaded>>,
 }
 
@@ -141,7 +141,7 @@ impl AzureSource for Scripted {
     }
 }
 
-/// An identity with both clouds, and Google where nothing else is said.
+/// An identity with both clouds, and with Google unless changed.
 pub(crate) fn identity() -> Identity {
     Identity {
         name: "loader".into(),
@@ -151,7 +151,7 @@ pub(crate) fn identity() -> Identity {
     }
 }
 
-/// What came back.
+/// The answer to a request.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -165,7 +165,7 @@ impl Answer {
     }
 }
 
-/// A server that the test asks as the relay does.
+/// A server that the test calls as the relay does.
 pub(crate) struct Clouds {
     pub(crate) server: Arc<Server>,
     pub(crate) writer: Mutex<Writer>,
@@ -224,7 +224,7 @@ impl Clouds {
         lease
     }
 
-    /// What the container at 169.254.168.`last` gets; an error is a closed connection.
+    /// Sends a request of the container at 169.254.168.`last`; an error means a closed connection.
     pub(crate) async fn try_ask(
         &self,
         last: u8,
@@ -258,7 +258,7 @@ impl Clouds {
         answer.body
     }
 
-    /// A loopback listener with this entrance.
+    /// A loopback listener for these callers.
     pub(crate) async fn listen(&self, entrance: LoopbackCallers) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
@@ -267,7 +267,7 @@ impl Clouds {
         at
     }
 
-    /// How often requests for tokens ended like this.
+    /// How many requests for tokens ended with this outcome.
     pub(crate) fn counted(&self, outcome: &str) -> u64 {
         let text = self.recorder.metrics().render(kfp_creds::record::metrics::Gauges::default());
         let start = format!("kfp_creds_requests_total{{route=\"token\",outcome=\"{outcome}\"}} ");

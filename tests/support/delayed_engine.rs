@@ -1,5 +1,5 @@
-//! Between a session and its engine: everything passes, but events can be held back, so that they come late and
-//! in another order than they happened, and the engine can be made to hang.
+//! Sits between a session and its engine: it can delay events, so that they come late or out of order, and it
+//! can hang.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,20 +10,20 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// An event that is to come late.
+/// An event to delay.
 struct Held {
     action: String,
     container: String,
     late: Duration,
-    /// And not before so many starts of the container were told.
+    /// The event also waits until so many starts of the container have been sent.
     starts: usize,
-    /// Only from the stream that the leases follow, which tells of networks as well.
+    /// Delays it only on the stream that the leases follow, which includes events of networks.
     leases_only: bool,
-    /// The streams of events that it was held back from: a session has two, and each has its own.
+    /// The streams on which it was delayed already: a session has two, each with its own events.
     by: Vec<usize>,
 }
 
-/// What is held back; and what was told, in its order: action and container.
+/// The events to delay, and those that were sent, in order: action and container.
 #[derive(Clone, Default)]
 pub(crate) struct DelayedEngine {
     holding: Arc<Mutex<Vec<Held>>>,
@@ -47,12 +47,12 @@ impl DelayedEngine {
         this
     }
 
-    /// The next event `action` of `container` comes `late`, on each stream.
+    /// Delays the next event `action` of `container` by `late`, on each stream.
     pub(crate) fn hold(&self, action: &str, container: &str, late: Duration) {
         self.held(action, container, late, 0, false);
     }
 
-    /// The same on the stream alone that the leases follow; the one for the exit codes has it in time.
+    /// The same, but only on the stream that the leases follow; the one for the exit codes gets it in time.
     pub(crate) fn hold_from_leases(&self, action: &str, container: &str, late: Duration) {
         self.held(action, container, late, 0, true);
     }
@@ -63,17 +63,18 @@ impl DelayedEngine {
         self.holding.lock().unwrap().push(held);
     }
 
-    /// The next event `action` of `container` comes `late`, and after its next start, however slow the engine is.
+    /// Delays the next event `action` of `container` by `late`, and beyond its next start, however slow the
+    /// engine is.
     pub(crate) fn hold_beyond_start(&self, action: &str, container: &str, late: Duration) {
         self.held(action, container, late, starts(&self.told, container) + 1, false);
     }
 
-    /// From here on nobody is answered. What leaves is still seen to leave.
+    /// From now on nobody gets an answer. Connections that a client closes still end.
     pub(crate) fn hang(&self) {
         self.hangs.store(true, Ordering::SeqCst);
     }
 
-    /// When `action` of `container` was told, among all that was.
+    /// The place of the last event `action` of `container` among all that were sent.
     pub(crate) fn place(&self, action: &str, container: &str) -> Option<usize> {
         self.told.lock().unwrap().iter().rposition(|(what, whom)| what == action && whom == container)
     }
@@ -115,14 +116,14 @@ impl DelayedEngine {
         let _ = to.lock().unwrap().shutdown(std::net::Shutdown::Both);
     }
 
-    /// A head or one chunk, which is one event.
+    /// A head, or one chunk, which contains one event.
     fn pass(&self, part: Vec<u8>, to: &Arc<Mutex<UnixStream>>, of_leases: bool) {
         let text = String::from_utf8_lossy(&part);
         let event: Value =
             text.find('{').and_then(|at| serde_json::from_str(text[at..].trim()).ok()).unwrap_or_default();
         let word = |value: &Value| value.as_str().unwrap_or_default().to_string();
         let actor = &event["Actor"];
-        // An event of a network names the container among its attributes.
+        // An event of a network has the container among its attributes.
         let whom = if event["Type"] == "network" { &actor["Attributes"]["container"] } else { &actor["ID"] };
         let (action, whom) = (word(&event["Action"]), word(whom));
         let mut holding = self.holding.lock().unwrap();
@@ -156,7 +157,7 @@ fn starts(told: &Mutex<Vec<(String, String)>>, container: &str) -> usize {
     told.iter().filter(|(action, whom)| action == "start" && whom == container).count()
 }
 
-/// The length of a head or of a chunk, once it is there.
+/// The length of a head or chunk, once it is complete.
 fn whole(bytes: &[u8]) -> Option<usize> {
     if bytes.starts_with(b"HTTP/") {
         return bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4);

@@ -1,22 +1,23 @@
-//! The rows of `docs/internals/failures.md`. A test makes something fail, and hands over what its client got and what the
-//! person read; the row has to say just that. With `KFP_CREDS_TEST_WRITE_FAILURES=1` it is written into the page.
+//! The rows of `docs/internals/failures.md`. A test causes a failure, and passes the client's answer and the
+//! person's output; the page must have exactly this row. With `KFP_CREDS_TEST_WRITE_FAILURES=1` the row is
+//! written into the page.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-/// What happened in a test. What differs from run to run is `…` (see [`steady`]).
+/// A failure in a test. `…` replaces what differs from run to run (see [`steady`]).
 #[derive(Debug)]
 pub(crate) struct Happened {
-    /// The heading below which the row is.
+    /// The heading above the row.
     pub(crate) part: &'static str,
     pub(crate) case: &'static str,
-    /// What the program in the container got, or how its start ended.
+    /// The answer to the program in the container, or how the start ended.
     pub(crate) client: String,
     /// The lines on the terminal.
     pub(crate) person: String,
-    /// What the test then did and saw.
+    /// What the test did afterwards and saw.
     pub(crate) recovers: &'static str,
 }
 
@@ -29,7 +30,7 @@ impl Happened {
         format!("| {} | {} | {} | {} |", self.case, cell(&self.client), cell(&self.person), self.recovers)
     }
 
-    /// Fails unless the page says so.
+    /// Fails unless the page has this row.
     pub(crate) fn is_on_the_page(&self) {
         if std::env::var("KFP_CREDS_TEST_WRITE_FAILURES").is_ok_and(|value| value == "1") {
             self.write();
@@ -43,9 +44,9 @@ impl Happened {
         );
     }
 
-    /// In the place of the row that is there, or below the last one of its part.
+    /// Replaces the existing row, or adds one at the end of its part.
     fn write(&self) {
-        // Tests run at the same time, each in a process of its own.
+        // Tests run at the same time, each in its own process.
         let lock = fs::File::open(page()).unwrap();
         flock(&lock, FlockOperation::LockExclusive).unwrap();
         let text = fs::read_to_string(page()).unwrap();
@@ -65,7 +66,7 @@ impl Happened {
     }
 }
 
-/// Each line in its own marks.
+/// Puts each line in backquotes.
 fn cell(text: &str) -> String {
     let line = |line: &str| {
         let words = line.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -75,7 +76,7 @@ fn cell(text: &str) -> String {
     if lines.is_empty() { "nothing".into() } else { lines.join("<br>") }
 }
 
-/// `text` with `…` for ports of loopback, and for each of `varying`.
+/// `text` with `…` in place of loopback ports and of each text in `varying`.
 pub(crate) fn steady(text: &str, varying: &[&str]) -> String {
     let mut text = text.to_owned();
     for one in varying.iter().filter(|one| !one.is_empty()) {

@@ -1,6 +1,6 @@
-//! AWS at the wire: the Security Token Service, which checks signatures, forms and limits as its documentation says;
-//! IAM Identity Center's portal and token endpoint; the metadata service of a machine and the agent of a container.
-//! Refusals have the request's own secrets in their texts.
+//! AWS at the wire: the Security Token Service, which checks signatures, forms and limits as its
+//! documentation describes; the portal and token endpoint of IAM Identity Center; the metadata service of a
+//! machine and the agent of a container. The texts of refusals contain the request's own secrets.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::convert::Infallible;
@@ -22,7 +22,7 @@ use super::server_thread::ServerThread;
 
 pub(crate) const ACCOUNT: &str = "123456789012";
 pub(crate) const REGION: &str = "eu-west-1";
-/// In every refusal.
+/// Part of every refusal.
 pub(crate) const CANARY: &str = "canary-in-a-message";
 
 /// Keys that the service knows.
@@ -41,13 +41,13 @@ pub(crate) struct Role {
     pub(crate) external_id: Option<String>,
     pub(crate) lets_tag: bool,
     pub(crate) lets_name_a_person: bool,
-    /// In seconds; 3600 where nobody says otherwise.
+    /// In seconds; 3600 by default.
     pub(crate) longest: Option<u64>,
-    /// The token of another issuer that may assume it.
+    /// The token of another issuer that may assume this role.
     pub(crate) web_token: Option<String>,
 }
 
-/// A request that came.
+/// A received request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) path: String,
@@ -63,20 +63,21 @@ struct State {
     /// Who may put policies on roles, by ARN, and the inline policies of roles, by role's name and policy's.
     may_put: Vec<String>,
     inline: BTreeMap<(String, String), Value>,
-    /// Access tokens of the portal.
+    /// Access tokens that the portal accepts.
     logins: Vec<String>,
-    /// What the token endpoint takes: client, its secret, refresh token; and the access token that comes of it.
+    /// The client id, client secret and refresh token that the token endpoint accepts, and the access token
+    /// that it gives.
     refresh: Option<([String; 3], String)>,
-    /// Answers in place of the real ones: status and body.
+    /// Status and body of answers that replace the real ones.
     instead: VecDeque<(u16, String)>,
     /// `Retry-After` of refusals.
     retry_after: Option<String>,
     seen: Vec<Seen>,
-    /// How far this service's clock is from the real one, in seconds.
+    /// How far this service's clock differs from the real one, in seconds.
     skew: i64,
     made: u32,
     secrets: Vec<String>,
-    /// The keys of the machine and of the container; without them there is no such service.
+    /// The keys of the machine and of the container; without keys, the service does not exist.
     machine: Option<Known>,
     agent: Option<String>,
     is_ourselves: bool,
@@ -106,12 +107,12 @@ impl FakeAws {
         change(&mut self.state.lock().unwrap())
     }
 
-    /// Lasting keys of a user.
+    /// Long-lived keys of a user.
     pub(crate) fn user(&self) -> Known {
         self.set(|state| state.make("AKIA", None, &format!("arn:aws:iam::{ACCOUNT}:user/me")))
     }
 
-    /// A session: of a role, or of a user who has shown a second factor.
+    /// A session of a role, or of a user who has presented a second factor.
     pub(crate) fn session(&self, resource: &str) -> Known {
         self.set(|state| {
             let token = state.secret("session-token");
@@ -144,7 +145,7 @@ impl FakeAws {
         })
     }
 
-    /// Whether a policy on its role denies this session everything.
+    /// Whether a policy on its role denies this session every action.
     pub(crate) fn denies(&self, role: &str, session_name: &str) -> bool {
         let user_id = format!("{}:{session_name}", role_id(role));
         self.inline().iter().filter(|(on, ..)| on == role).any(|(_, _, policy)| {
@@ -168,7 +169,7 @@ impl FakeAws {
         })
     }
 
-    /// Client id, client secret and refresh token that are taken.
+    /// A client id, client secret and refresh token that the endpoint accepts.
     pub(crate) fn refreshes(&self) -> [String; 3] {
         self.set(|state| {
             let given = ["client-id", "client-secret", "refresh-token"].map(|what| state.secret(what));
@@ -183,7 +184,7 @@ impl FakeAws {
         self.set(|state| (state.logins.clear(), state.refresh.take()));
     }
 
-    /// Gives the machine and its containers a role.
+    /// Gives a role to the machine and its containers.
     pub(crate) fn machine(&self) -> Known {
         let keys = self.session("assumed-role/machine/i-1");
         self.set(|state| {
@@ -197,7 +198,7 @@ impl FakeAws {
         self.set(|state| state.agent.clone().unwrap())
     }
 
-    /// Answers the machine's questions as our own servers do.
+    /// Makes the machine's service answer as our own servers do.
     pub(crate) fn is_ourselves(&self) {
         self.set(|state| state.is_ourselves = true);
     }
@@ -206,7 +207,7 @@ impl FakeAws {
         self.set(|state| state.instead.push_back((status, body.into())));
     }
 
-    /// Refusals ask to wait from now on.
+    /// From now on, refusals have a Retry-After.
     pub(crate) fn asks_to_wait(&self, retry_after: &str) {
         self.set(|state| state.retry_after = Some(retry_after.into()));
     }
@@ -219,25 +220,25 @@ impl FakeAws {
         self.set(|state| state.seen.clone())
     }
 
-    /// The requests of an action, or at a path.
+    /// The requests with this action, or for this path.
     pub(crate) fn of(&self, what: &str) -> Vec<Seen> {
         let is =
             |seen: &Seen| seen.path == what || seen.form.get("Action").is_some_and(|action| action == what);
         self.seen().into_iter().filter(is).collect()
     }
 
-    /// Everything that is secret and went over the wire.
+    /// Every secret that went over the wire.
     pub(crate) fn secrets(&self) -> Vec<String> {
         self.set(|state| state.secrets.clone())
     }
 }
 
-/// The unique id of a role, which is not its name.
+/// The unique id of a role, which differs from its name.
 fn role_id(role: &str) -> String {
     format!("AROA{:0>17}", role.to_ascii_uppercase().replace(|c: char| !c.is_ascii_alphanumeric(), "X"))
 }
 
-/// AWS's form of an error.
+/// An error in AWS's format.
 pub(crate) fn refusal(code: &str) -> String {
     format!(
         "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\n  <Error>\n    <Type>Sender</Type>\n    \
@@ -274,7 +275,7 @@ impl State {
         time::OffsetDateTime::from_unix_timestamp(at).unwrap().format(&Rfc3339).unwrap()
     }
 
-    /// Who signed.
+    /// The keys that signed the request.
     fn signer(&self, seen: &Seen, body: &[u8]) -> Result<Known, (u16, String)> {
         self.signer_for("sts", REGION, seen, body)
     }
@@ -421,7 +422,7 @@ impl State {
         )
     }
 
-    /// `PutRolePolicy` of IAM, which is one for all regions.
+    /// `PutRolePolicy` of IAM, which is the same service for all regions.
     fn iam(&mut self, seen: &Seen, body: &[u8]) -> Answer {
         let who = self.signer_for("iam", "us-east-1", seen, body)?;
         if !self.may_put.contains(&who.arn) {

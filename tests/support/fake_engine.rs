@@ -1,5 +1,5 @@
-//! An engine for faults that a real one will not produce on demand. It reads requests strictly, keeps what it
-//! was sent, and says byte by byte what it was told to.
+//! An engine with faults that a real one does not produce on demand. It parses requests strictly, records
+//! them, and sends exactly the bytes that the test chose.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// One request as it arrived. Header names are in lower case.
+/// One received request. Header names are in lower case.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) line: String,
@@ -26,13 +26,13 @@ impl Seen {
 #[derive(Clone)]
 pub(crate) enum Act {
     Send(Vec<u8>),
-    /// Waits until the peer closes its connection; what it still sends is dropped.
+    /// Waits until the peer closes its connection, and drops what the peer still sends.
     Hold,
-    /// Waits, silent, until the peer is closed in both directions: a half-close is not enough.
+    /// Sends nothing until the peer is closed in both directions: a half-close is not enough.
     Gone,
-    /// Sends back what comes, to the end of the stream.
+    /// Sends back what it receives, until the stream ends.
     Echo,
-    /// Waits until this many requests have been seen in all.
+    /// Waits until so many requests have arrived in all.
     Until(usize),
 }
 
@@ -42,12 +42,12 @@ type Script = dyn Fn(&Seen) -> Vec<Act> + Send + Sync;
 pub(crate) struct FakeEngine {
     pub(crate) socket: PathBuf,
     seen: Arc<Mutex<Vec<Seen>>>,
-    /// All that ever came, of requests that broke off as well.
+    /// Every byte that arrived, also of incomplete requests.
     came: Arc<Mutex<Vec<u8>>>,
     open: Arc<AtomicUsize>,
 }
 
-/// A whole answer with a JSON body.
+/// A complete answer with a JSON body.
 pub(crate) fn json(status: &str, body: &str) -> Vec<Act> {
     let length = body.len();
     let head =
@@ -78,13 +78,13 @@ impl FakeEngine {
         self.seen.lock().unwrap().clone()
     }
 
-    /// Whether `text` ever arrived, in whatever came of it.
+    /// Whether `text` ever arrived, even in an incomplete request.
     pub(crate) fn was_sent(&self, text: &str) -> bool {
         let came = self.came.lock().unwrap();
         came.windows(text.len()).any(|window| window == text.as_bytes())
     }
 
-    /// Waits until `count` connections are open.
+    /// Waits until exactly `count` connections are open.
     pub(crate) fn settles_at(&self, count: usize) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while self.open.load(Ordering::SeqCst) != count {
@@ -122,7 +122,7 @@ impl FakeEngine {
     }
 }
 
-/// A stream that remembers what was read from it.
+/// A stream that records what was read from it.
 struct Kept {
     stream: UnixStream,
     came: Arc<Mutex<Vec<u8>>>,
@@ -148,7 +148,7 @@ fn gone(stream: UnixStream) {
     });
 }
 
-/// One request; `None` when the peer left before its end. Ambiguous framing is a failure of the proxy.
+/// One request; `None` if the peer left before its end. Ambiguous framing is a failure of the proxy.
 fn read(reader: &mut impl BufRead) -> Option<Seen> {
     let mut lines = vec![];
     loop {
@@ -165,7 +165,7 @@ fn read(reader: &mut impl BufRead) -> Option<Seen> {
     for line in &lines[1..] {
         let (name, value) = line.split_once(':').expect("a header line");
         let old = headers.insert(name.to_ascii_lowercase(), value.trim().to_string());
-        // bollard says twice what it loads, and what it says first is not so.
+        // bollard sends two content types for a load, and the first one is wrong.
         let loads = lines[0].contains("/images/load") && name.eq_ignore_ascii_case("content-type");
         assert!(old.is_none() || loads || name.eq_ignore_ascii_case("x-repeated"), "{name} was sent twice");
     }

@@ -1,7 +1,7 @@
-//! Microsoft Entra at the wire: the token endpoint of a directory, and beside it the two services at which a machine
-//! asks for its managed identity. They check what they are sent.
+//! Microsoft Entra at the wire: the token endpoint of a tenant, and the two services that give a machine its
+//! managed identity. They check the requests.
 //!
-//! Every description of an error holds a canary and what was sent: nothing of it may travel on.
+//! Every description of an error contains a canary and the request's values; the program must not pass it on.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::convert::Infallible;
@@ -31,10 +31,10 @@ pub(crate) const APP: &str = "22222222-aaaa-4bbb-8ccc-000000000002";
 pub(crate) const OTHER_APP: &str = "33333333-aaaa-4bbb-8ccc-000000000003";
 pub(crate) const STORAGE: &str = "https://storage.azure.com";
 
-/// By what a principal may prove itself.
+/// How a principal may prove itself.
 pub(crate) enum Trust {
     Secret(String),
-    /// DER, and the public key (PKCS#1) in it.
+    /// The certificate as DER, and its public key (PKCS#1).
     Certificate {
         certificate: Vec<u8>,
         public: Vec<u8>,
@@ -47,7 +47,7 @@ pub(crate) enum Trust {
     },
 }
 
-/// A request that came, reduced to what tests ask about.
+/// A received request, reduced to what tests look at.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Seen {
     pub(crate) path: String,
@@ -59,12 +59,12 @@ pub(crate) struct Seen {
 #[derive(Default)]
 struct State {
     apps: HashMap<String, Vec<Trust>>,
-    /// The base URL that clients know, if it is not this server's own.
+    /// The base URL that clients use, if it is not this server's own.
     known_as: Option<String>,
-    /// Client ids of the machine's identities; the first is what it has without a choice.
+    /// Client ids of the machine's identities; the first one is the default.
     machine: Vec<String>,
     identity_header: String,
-    /// Whether the proofs of principals have to come with their chain.
+    /// Whether an assertion must include the certificate chain.
     wants_chain: bool,
     assertions: BTreeSet<String>,
     minted: HashMap<String, (String, String)>,
@@ -73,7 +73,7 @@ struct State {
     retry_after: Option<String>,
     seen: Vec<Seen>,
     secrets: Vec<(&'static str, String)>,
-    /// How far this service's clock is from the real one, in seconds.
+    /// How far this service's clock differs from the real one, in seconds.
     skew: i64,
 }
 
@@ -103,7 +103,7 @@ impl FakeEntra {
         self.address
     }
 
-    /// Clients reach this server by another base URL.
+    /// Clients use another base URL for this server.
     pub(crate) fn known_as(&self, base: &str) {
         self.set(|state| state.known_as = Some(base.into()));
     }
@@ -133,7 +133,7 @@ impl FakeEntra {
         self.set(|state| state.machine = identities.iter().map(|id| (*id).to_owned()).collect());
     }
 
-    /// The variables that App Service gives its programs.
+    /// The variables that App Service sets for its programs.
     pub(crate) fn app_service(&self) -> [(String, String); 2] {
         let header = self.set(|state| state.identity_header.clone());
         [
@@ -142,17 +142,17 @@ impl FakeEntra {
         ]
     }
 
-    /// Failures ask to wait from now on.
+    /// From now on, failures have a Retry-After.
     pub(crate) fn asks_to_wait(&self, retry_after: &str) {
         self.set(|state| state.retry_after = Some(retry_after.into()));
     }
 
-    /// Plays this answer once.
+    /// Sends this answer once.
     pub(crate) fn fail(&self, status: u16, body: &str) {
         self.set(|state| state.failures.push_back((status, body.into())));
     }
 
-    /// An error of Entra's own, once.
+    /// Sends an error in Entra's format once.
     pub(crate) fn fail_as(&self, status: u16, error: &str, number: u32) {
         self.fail(status, &described(error, number, "what was sent").to_string());
     }
@@ -165,12 +165,12 @@ impl FakeEntra {
         self.set(|state| state.seen.clone())
     }
 
-    /// Whose token this is, and for which resource.
+    /// The principal and the resource of this token.
     pub(crate) fn minted(&self, token: &str) -> Option<(String, String)> {
         self.set(|state| state.minted.get(token).cloned())
     }
 
-    /// All that must not be seen anywhere else.
+    /// Everything secret, which must appear nowhere else.
     pub(crate) fn secrets(&self) -> Vec<(&'static str, String)> {
         self.set(|state| {
             let mut all = state.secrets.clone();
@@ -202,7 +202,7 @@ async fn accept(listener: tokio::net::TcpListener, state: Arc<Mutex<State>>) {
         connections.spawn(async move {
             let service = service_fn(|request| serve(state.clone(), own.clone(), request));
             let mut http = hyper::server::conn::http1::Builder::new();
-            // The Date is ours, as tests set this server's clock.
+            // The Date header is set here, because tests change this server's clock.
             let _ = http.auto_date_header(false).serve_connection(TokioIo::new(stream), service).await;
         });
     }
@@ -251,7 +251,7 @@ async fn serve(
     Ok(reply.body(Full::new(Bytes::from(text))).unwrap())
 }
 
-/// The fields of a form, each once.
+/// The fields of a form, each of which may come once.
 fn pairs(bytes: &[u8]) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for (name, value) in url::form_urlencoded::parse(bytes) {
@@ -330,7 +330,7 @@ fn mint(state: &mut State, client: &str, resource: &str) -> String {
     token
 }
 
-/// An assertion that a certificate of the principal signed.
+/// Checks an assertion that a certificate of the principal signed.
 fn signed(
     assertion: &str,
     (certificate, public): (&[u8], &[u8]),
@@ -369,7 +369,7 @@ fn signed(
     fresh.then_some(()).ok_or(50_027)
 }
 
-/// Another issuer's token: its signature, then issuer, audience and subject to the letter.
+/// Checks another issuer's token: its signature, then issuer, audience and subject literally.
 fn federated(
     assertion: &str,
     (issuer, jwks): (&str, &Value),
@@ -386,7 +386,7 @@ fn federated(
     }
 }
 
-/// The metadata service of a virtual machine, and App Service's, each with the headers that it wants.
+/// The metadata services of a virtual machine and of App Service, each of which requires its own headers.
 fn machine(
     state: &mut State,
     seen: &mut Seen,
@@ -405,8 +405,8 @@ fn machine(
         });
         (status, body.to_string())
     };
-    // What sends this header is kfp-creds, which must always send it.
-    assert_eq!(header("x-kfp-creds-source").as_deref(), Some("1"), "it does not say who asks");
+    // This header marks requests of kfp-creds, which must always send it.
+    assert_eq!(header("x-kfp-creds-source").as_deref(), Some("1"), "the header of kfp-creds is missing");
     assert!(header("x-forwarded-for").is_none() && header("authorization").is_none());
     if app_service {
         if header("x-identity-header").as_deref() != Some(&state.identity_header) {

@@ -1,7 +1,7 @@
-//! Google at the wire: token endpoint and IAM Credentials API on loopback, which check what they are sent.
+//! Google at the wire: token endpoint and IAM Credentials API on loopback, which check the requests.
 //!
-//! What it hands out are canaries: every secret that goes through it holds the word [`CANARY`], or is
-//! listed in [`FakeGoogle::canaries`], so that a leak test can search for it.
+//! Every secret is a canary: it contains the word [`CANARY`], or is listed in [`FakeGoogle::canaries`], so
+//! that a leak test can search for it.
 
 mod sts;
 
@@ -33,7 +33,7 @@ use super::server_thread::ServerThread;
 
 pub(crate) const CANARY: &str = "canary";
 
-/// A failure to play instead of an answer.
+/// A failure in place of an answer.
 #[derive(Clone, Debug)]
 pub(crate) enum Failure {
     /// This status and body.
@@ -52,7 +52,7 @@ impl Failure {
         Self::Answer { status: 503, content_type: "text/html", body }
     }
 
-    /// An OAuth error; its description holds a canary, which must not travel on.
+    /// An OAuth error; its description contains a canary, which the program must not pass on.
     pub(crate) fn oauth(status: u16, error: &str, subtype: Option<&str>) -> Self {
         let mut body = json!({"error": error, "error_description": "canary-in-a-description"});
         if let Some(subtype) = subtype {
@@ -72,7 +72,7 @@ impl Failure {
     }
 }
 
-/// One request as it came, reduced to what tests ask about.
+/// One received request, reduced to what tests look at.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Call {
     pub(crate) path: String,
@@ -81,11 +81,11 @@ pub(crate) struct Call {
     pub(crate) scopes: Option<String>,
     pub(crate) lifetime: Option<String>,
     pub(crate) quota_project: Option<String>,
-    /// The status that was answered; 0 for none.
+    /// The status of the answer; 0 without one.
     pub(crate) status: u16,
 }
 
-/// An access token that was handed out.
+/// An access token that this server gave.
 #[derive(Clone, Debug)]
 pub(crate) struct Minted {
     pub(crate) email: String,
@@ -108,12 +108,12 @@ struct State {
     users: Vec<User>,
     /// Who may impersonate whom.
     allowed: BTreeSet<(String, String)>,
-    /// Which service account may stand in for whom.
+    /// Which service account may act for which user.
     delegated: BTreeSet<(String, String)>,
     sts: sts::State,
-    /// Who may disable whom.
+    /// Who may disable which account.
     admins: BTreeSet<(String, String)>,
-    /// Accounts whose every token has ended.
+    /// Disabled accounts, whose tokens are all invalid.
     disabled: BTreeSet<String>,
     minted: HashMap<String, Minted>,
     canaries: Vec<String>,
@@ -124,26 +124,26 @@ struct State {
     outage: Option<Outage>,
     /// `Retry-After` of failures.
     retry_after: Option<String>,
-    /// How far this server's clock is from the real one, in seconds.
+    /// How far this server's clock differs from the real one, in seconds.
     skew: i64,
-    /// Whether answers carry a Date.
+    /// Whether answers have no Date.
     dateless: bool,
-    /// What `expireTime` says instead of the truth.
+    /// The value of `expireTime`, in place of the real one.
     forged_expiry: Option<String>,
     expires_in: Option<u64>,
     rotate: bool,
     number: u64,
 }
 
-/// A token endpoint that comes back bit by bit.
+/// A token endpoint that recovers step by step.
 struct Outage {
-    /// So many calls get 503 whenever they come.
+    /// So many calls get 503, at any time.
     lost: u32,
-    /// The first after them.
+    /// When the first call after these came.
     since: Option<Instant>,
 }
 
-/// 503 for so long after the first of them, and then for a time an answer that takes [`LATE`].
+/// 503 for this long from that call on, and then for [`LATE_FOR`] answers that take [`LATE`].
 const OUTAGE: Duration = Duration::from_secs(3);
 const LATE_FOR: Duration = Duration::from_secs(4);
 const LATE: Duration = Duration::from_secs(2);
@@ -162,7 +162,7 @@ impl Outage {
     }
 }
 
-/// Runs until it is dropped, on a thread and a runtime of its own, so that callers may pause their time.
+/// Runs until it is dropped, on its own thread and runtime, so that callers may pause their time.
 pub(crate) struct FakeGoogle {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -185,7 +185,7 @@ impl FakeGoogle {
         format!("{}/token", self.url())
     }
 
-    /// Everything points here.
+    /// Every endpoint is this server.
     pub(crate) fn endpoints(&self) -> Endpoints {
         Endpoints {
             token: Some(self.token_uri()),
@@ -234,17 +234,17 @@ impl FakeGoogle {
         self.set(|state| state.allowed.insert((caller.into(), target.into())));
     }
 
-    /// An access token that another service gives out: the IAM API takes it.
+    /// Registers an access token that another service gives, so that the IAM API accepts it.
     pub(crate) fn issue(&self, principal: &str, scopes: BTreeSet<String>, life: u64) -> String {
         self.set(|state| state.mint(principal, scopes, life))
     }
 
-    /// Lets `account` stand in for `subject`, whatever the scopes.
+    /// Lets `account` act for `subject`, with any scopes.
     pub(crate) fn delegate(&self, account: &str, subject: &str) {
         self.set(|state| state.delegated.insert((account.into(), subject.into())));
     }
 
-    /// `caller` is an administrator of the service account `target`.
+    /// Makes `caller` an administrator of the service account `target`.
     pub(crate) fn allow_disabling(&self, caller: &str, target: &str) {
         self.set(|state| state.admins.insert((caller.into(), target.into())));
     }
@@ -253,17 +253,17 @@ impl FakeGoogle {
         self.set(|state| state.disabled.contains(account))
     }
 
-    /// Plays `failure` for the next request that has none before it.
+    /// Sends `failure` for the next request; failures queue up.
     pub(crate) fn fail(&self, failure: Failure) {
         self.set(|state| state.failures.push_back(failure));
     }
 
-    /// Failures ask to wait from now on.
+    /// From now on, failures have a Retry-After.
     pub(crate) fn asks_to_wait(&self, retry_after: &str) {
         self.set(|state| state.retry_after = Some(retry_after.into()));
     }
 
-    /// Drops a failure that was not played.
+    /// Drops a failure that was not sent.
     pub(crate) fn unfail(&self) {
         self.set(|state| state.failures.pop_front());
     }
@@ -272,8 +272,8 @@ impl FakeGoogle {
         self.set(|state| state.latency = latency);
     }
 
-    /// From now on `lost` calls for tokens get 503, and those of 3 s after them; later ones are 2 s late, and in the
-    /// end all is as it was.
+    /// From now on `lost` calls for tokens get 503, and so do those in the next 3 s; later answers are 2 s
+    /// late, and in the end everything is normal.
     pub(crate) fn outage(&self, lost: u32) {
         self.set(|state| state.outage = Some(Outage { lost, since: None }));
     }
@@ -290,12 +290,12 @@ impl FakeGoogle {
         self.set(|state| state.expires_in = Some(seconds));
     }
 
-    /// Every refresh makes a new refresh token and ends the old one.
+    /// Every refresh gives a new refresh token and ends the old one.
     pub(crate) fn rotate_refresh_tokens(&self) {
         self.set(|state| state.rotate = true);
     }
 
-    /// Ends every access token that is out.
+    /// Ends every access token.
     pub(crate) fn withdraw_all(&self) {
         self.set(|state| state.minted.clear());
     }
@@ -308,7 +308,7 @@ impl FakeGoogle {
         self.set(|state| state.connections)
     }
 
-    /// Knows a token that something else handed out.
+    /// Registers a token that something else gave.
     pub(crate) fn adopt(&self, token: &str, email: &str) {
         self.set(|state| {
             let expires = state.now() + Duration::from_secs(3600);
@@ -325,13 +325,13 @@ impl FakeGoogle {
         self.set(|state| state.minted.get(token).cloned())
     }
 
-    /// Secrets of this server that do not hold the word [`CANARY`]: lines of keys, assertions, ID tokens.
+    /// Secrets of this server that do not contain the word [`CANARY`]: lines of keys, assertions, ID tokens.
     pub(crate) fn canaries(&self) -> Vec<String> {
         self.set(|state| state.canaries.clone())
     }
 
-    /// Everything that this server gave out or was given so far and that must not be seen anywhere else: also
-    /// the words of its error pages, which must not travel on.
+    /// Everything secret that this server sent or received so far, which must appear nowhere else, and the
+    /// words of its error pages, which the program must not pass on.
     pub(crate) fn secrets(&self) -> Vec<(&'static str, String)> {
         let pages = ["canary-in-a-description", "canary-in-a-message", "canary-in-an-error-page"];
         let mut all: Vec<_> = pages.map(|page| ("an upstream's words", page.to_string())).into();
@@ -362,7 +362,8 @@ async fn accept(listener: tokio::net::TcpListener, state: Arc<Mutex<State>>) {
         connections.spawn(async move {
             let service = service_fn(|request| answer(state.clone(), request));
             let mut http = hyper::server::conn::http1::Builder::new();
-            // A client that leaves is part of the tests. The Date is ours, as tests set this server's clock.
+            // Tests include clients that leave. The Date header is set here, because tests change this
+            // server's clock.
             let _ = http.auto_date_header(false).serve_connection(TokioIo::new(stream), service).await;
         });
     }
@@ -379,7 +380,7 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let (latency, failure) = {
         let mut state = state.lock().unwrap();
-        // Who only wants to see the clock sends nothing.
+        // A request that only compares clocks has no body.
         let outage = state.outage.as_mut().filter(|_| path == "/token" && !body.is_empty());
         match outage.map(Outage::next) {
             Some(Err(failure)) => (Duration::ZERO, Some(failure)),
@@ -470,7 +471,7 @@ impl State {
         value
     }
 
-    /// An ID token as Google signs it; with a key of this server.
+    /// An ID token in Google's format, with a key of this server.
     fn id_token(&mut self, email: &str, audience: &str) -> String {
         let now = seconds(self.now());
         let claims = json!({
@@ -504,7 +505,7 @@ fn token(
         "refresh_token" => {
             call.kind = "refresh_token".into();
             call.scopes = form.get("scope").cloned();
-            // A grant of which a part is asked for: Google answers so for what the consent does not cover.
+            // A request with scopes: Google answers like this for scopes that the consent does not cover.
             if call.scopes.is_some() {
                 return Err(oauth_error(400, "invalid_scope"));
             }
@@ -548,7 +549,7 @@ fn refresh(state: &mut State, id: &str, secret: &str, refresh_token: &str) -> Re
     Ok(answer)
 }
 
-/// Signature by the registered key, audience, and a window of an hour around now.
+/// Checks the signature with the registered key, the audience, and that the times are within an hour of now.
 fn verify_assertion(state: &State, assertion: &str, audience: &str) -> Result<Value, Refusal> {
     let bad = || oauth_error(400, "invalid_grant");
     let (input, signature) = assertion.rsplit_once('.').ok_or_else(bad)?;
@@ -643,7 +644,8 @@ fn generate(
     }
 }
 
-/// Whether `by` may call `method` on `target`; along a chain each may make tokens of the next.
+/// Whether `by` may call `method` on `target`; along a chain, each account must be allowed to impersonate the
+/// next.
 fn may(state: &State, mut by: String, target: &str, method: &str, body: &Value) -> Result<(), Refusal> {
     let denied = || rpc_error(403, "PERMISSION_DENIED");
     if method == "disable" {
@@ -659,7 +661,7 @@ fn may(state: &State, mut by: String, target: &str, method: &str, body: &Value) 
     allowed.then_some(()).ok_or_else(denied)
 }
 
-/// With the key that Google has for the account, whatever keys of it are elsewhere.
+/// Signs with the key that Google has for the account, whatever other keys of it exist.
 fn sign_jwt(state: &mut State, target: &str, body: &Value) -> Result<Value, Refusal> {
     let payload = body["payload"].as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
     let payload = payload.ok_or_else(|| rpc_error(400, "INVALID_ARGUMENT"))?;
@@ -685,7 +687,7 @@ pub(crate) fn rsa_key() -> &'static str {
     KEY.get_or_init(make_rsa_key)
 }
 
-/// A second one, for what must not verify.
+/// A second key, for signatures that must not verify.
 pub(crate) fn another_rsa_key() -> &'static str {
     static KEY: OnceLock<String> = OnceLock::new();
     KEY.get_or_init(make_rsa_key)

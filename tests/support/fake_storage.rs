@@ -18,18 +18,18 @@ use serde_json::{Value, json};
 use super::fake_google::CANARY;
 use super::server_thread::ServerThread;
 
-/// Something else than the answer.
+/// What is sent in place of the answer.
 #[derive(Clone, Debug)]
 pub(crate) enum Play {
-    /// This status; what it says holds a canary.
+    /// This status; the text contains a canary.
     Status(u16),
-    /// To another place, where a token must not go.
+    /// A redirect to another host, which must not get the token.
     Redirect,
-    /// 403 in a web page: a proxy's, not this API's.
+    /// 403 with a web page, as from a proxy and not from this API.
     Page,
     /// No answer at all.
     Hang,
-    /// The answer, so much later.
+    /// The answer, after this delay.
     Late(Duration),
     /// The connection ends in the middle of the content.
     CutShort,
@@ -39,15 +39,15 @@ pub(crate) enum Play {
     Other,
 }
 
-/// One request as it came.
+/// One received request.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Asked {
     /// `object`, `list` or `media`.
     pub(crate) kind: &'static str,
     pub(crate) bucket: String,
-    /// Of the object, or the prefix.
+    /// The name of the object, or the prefix.
     pub(crate) name: String,
-    /// Whose token it was.
+    /// The account of the token.
     pub(crate) account: String,
     pub(crate) user_project: Option<String>,
 }
@@ -55,7 +55,7 @@ pub(crate) struct Asked {
 struct Stored {
     generation: u64,
     content: Bytes,
-    /// What its metadata say instead of its length.
+    /// The length in its metadata, in place of the real one.
     claims: Option<u64>,
 }
 
@@ -66,14 +66,14 @@ struct State {
     objects: BTreeMap<(String, String), Stored>,
     /// Account and bucket.
     readers: BTreeSet<(String, String)>,
-    /// As well; they may list only.
+    /// Account and bucket; these may only list.
     listers: BTreeSet<(String, String)>,
     payer: Option<String>,
     page: usize,
     number: u64,
     asked: Vec<Asked>,
     plays: VecDeque<(&'static str, Play)>,
-    /// Requests that [`Play::Hang`] holds.
+    /// The requests that [`Play::Hang`] holds.
     hanging: Arc<()>,
 }
 
@@ -85,7 +85,7 @@ pub(crate) struct FakeStorage {
 }
 
 impl FakeStorage {
-    /// `whose` says the account behind a token that is good.
+    /// `whose` returns the account of a valid token.
     pub(crate) fn start(whose: impl Fn(&str) -> Option<String> + Send + 'static) -> Self {
         let state = Arc::new(Mutex::new(State {
             whose: Box::new(whose),
@@ -113,7 +113,7 @@ impl FakeStorage {
         self.store(bucket, name, content.into(), None);
     }
 
-    /// One that says of itself that it has `claims` bytes.
+    /// Stores an object whose metadata claim a size of `claims` bytes.
     pub(crate) fn put_claiming(&self, bucket: &str, name: &str, claims: u64) {
         self.store(bucket, name, Bytes::from_static(b"small"), Some(claims));
     }
@@ -129,14 +129,14 @@ impl FakeStorage {
         self.state.lock().unwrap().readers.insert((account.into(), bucket.into()));
     }
 
-    /// From now on it may list, and not get.
+    /// From now on the account may list, but not get.
     pub(crate) fn allow_only_lists(&self, account: &str, bucket: &str) {
         let (mut state, one) = (self.state.lock().unwrap(), (account.to_owned(), bucket.to_owned()));
         state.readers.remove(&one);
         state.listers.insert(one);
     }
 
-    /// Who reads pays, and has to say so.
+    /// The reader pays, and has to send `userProject`.
     pub(crate) fn wants_payer(&self, project: &str) {
         self.state.lock().unwrap().payer = Some(project.into());
     }
@@ -146,7 +146,7 @@ impl FakeStorage {
         self.state.lock().unwrap().page = items;
     }
 
-    /// Plays this for the next request of this kind that has nothing before it.
+    /// Does this for the next request of this kind; plays queue up.
     pub(crate) fn play(&self, kind: &'static str, play: Play) {
         self.state.lock().unwrap().plays.push_back((kind, play));
     }
@@ -155,12 +155,12 @@ impl FakeStorage {
         self.state.lock().unwrap().asked.clone()
     }
 
-    /// How often content was asked for.
+    /// How many requests for content arrived.
     pub(crate) fn downloads(&self) -> usize {
         self.asked().iter().filter(|asked| asked.kind == "media").count()
     }
 
-    /// Whether a request that gets no answer still waits for one.
+    /// Whether a request that gets no answer is still open.
     pub(crate) fn hangs(&self) -> bool {
         Arc::strong_count(&self.state.lock().unwrap().hanging) > 1
     }
@@ -173,7 +173,7 @@ async fn accept(listener: tokio::net::TcpListener, state: Arc<Mutex<State>>) {
         let state = state.clone();
         connections.spawn(async move {
             let service = service_fn(|request| answer(state.clone(), request));
-            // A client that leaves is part of the tests.
+            // Tests include clients that leave.
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
@@ -235,7 +235,7 @@ impl State {
     ) -> (u16, Bytes) {
         let error = |status: u16, reason: &str| {
             let message = format!("{CANARY}-in-a-message");
-            // As the real one answers requests for content.
+            // The real API answers requests for content with plain text.
             if kind == "media" {
                 return (status, Bytes::from(message));
             }
@@ -311,7 +311,7 @@ async fn played((status, content): (u16, Bytes), play: Option<Play>, media: bool
         Some(Play::CutShort) => {
             let half = content.slice(..content.len() / 2);
             let begin = stream::once(async move { Ok(Frame::data(half)) });
-            // Later, so that the beginning is on its way.
+            // After a pause, so that the first half is sent.
             let end = stream::once(async {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 Err(std::io::Error::other("cut"))
@@ -322,7 +322,7 @@ async fn played((status, content): (u16, Bytes), play: Option<Play>, media: bool
 }
 
 fn decoded(segment: &str) -> String {
-    // A plus is a plus in a path.
+    // In a path, a plus stands for itself.
     let field = format!("x={}", segment.replace('+', "%2B"));
     url::form_urlencoded::parse(field.as_bytes()).next().unwrap().1.into_owned()
 }

@@ -1,4 +1,4 @@
-//! The real engine as if it were another machine's: behind TLS with client certificates, and behind ssh.
+//! The real engine as if it were on another machine: behind TLS with client certificates, and behind ssh.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -48,8 +48,8 @@ fn chain(path: &Path) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_file_iter(path).unwrap().collect::<Result<_, _>>().unwrap()
 }
 
-/// Serves `engine` on a loopback port, to clients with a certificate of the CA in `folder` alone; or to everybody,
-/// without TLS.
+/// Serves `engine` on a loopback port: to clients with a certificate of the CA in `folder`, or without TLS to
+/// everyone.
 pub(crate) fn serve(folder: Option<&Path>, engine: PathBuf) -> u16 {
     let acceptor = folder.map(|folder| {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -103,8 +103,8 @@ pub(crate) fn serve(folder: Option<&Path>, engine: PathBuf) -> u16 {
 trait Both: tokio::io::AsyncRead + tokio::io::AsyncWrite {}
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite> Both for T {}
 
-/// A folder for the front of `PATH` with an `ssh` that takes exactly what it should be given and carries
-/// `docker system dial-stdio` out against `engine`; its calls are in `calls`.
+/// A folder for the front of `PATH` with an `ssh` that accepts exactly the expected arguments and runs
+/// `docker system dial-stdio` against `engine`; it records its calls in `calls`.
 pub(crate) fn fake_ssh(folder: &Path, engine: &Path, destination: &[&str]) -> PathBuf {
     let bin = folder.join("bin");
     std::fs::create_dir_all(&bin).unwrap();

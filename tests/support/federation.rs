@@ -1,8 +1,8 @@
 //! Workload and workforce identity federation at the wire: pools with their providers, and the security token
-//! service (RFC 8693) that lets tokens of their issuers in, or not, for the reasons that Google's has. Beside it
-//! what subject tokens are fetched from: the token service of a CI system, AWS's metadata service, a URL.
+//! service (RFC 8693), which accepts or refuses tokens of their issuers for the same reasons as Google's. It
+//! also has the sources of subject tokens: the token service of a CI system, AWS's metadata service, a URL.
 //!
-//! The IAM Credentials API is [`FakeGoogle`]'s, which takes the tokens that this service gives out.
+//! [`FakeGoogle`] is the IAM Credentials API, which accepts the tokens of this service.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::convert::Infallible;
@@ -37,7 +37,7 @@ pub(crate) const SAML2: &str = "urn:ietf:params:oauth:token-type:saml2";
 pub(crate) const AWS4: &str = "urn:ietf:params:aws:token-type:aws4_request";
 pub(crate) const MTLS: &str = "urn:ietf:params:oauth:token-type:mtls";
 
-/// Whom a provider believes.
+/// Whom a provider trusts.
 pub(crate) enum Trust {
     /// OpenID Connect: issuer, key set, audiences.
     Oidc { issuer: String, jwks: Value, audiences: Vec<String> },
@@ -51,11 +51,11 @@ pub(crate) enum Trust {
 
 pub(crate) struct Provider {
     pub(crate) trust: Trust,
-    /// What the attribute condition asks: claims and their values.
+    /// The attribute condition: claims and their required values.
     pub(crate) condition: Vec<(String, String)>,
 }
 
-/// A request that came, reduced to what tests ask about.
+/// A received request, reduced to what tests look at.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Seen {
     pub(crate) path: String,
@@ -78,11 +78,11 @@ struct State {
     endless: bool,
     token_type: Option<String>,
     secrets: Vec<(&'static str, String)>,
-    /// What `/actions` signs for whoever shows its bearer.
+    /// What `/actions` signs for a request with its bearer token.
     actions: Option<(Issuer, String, Value)>,
     url_token: Option<String>,
     imds: Option<Imds>,
-    /// How far this service's clock is from the real one, in seconds.
+    /// How far this service's clock differs from the real one, in seconds.
     skew: i64,
 }
 
@@ -103,7 +103,7 @@ struct Asked<'a> {
     query: &'a str,
     headers: HashMap<String, String>,
     body: &'a [u8],
-    /// The leaf that the client showed in TLS.
+    /// The leaf certificate that the client presented in TLS.
     shown: Option<Vec<u8>>,
 }
 
@@ -151,7 +151,7 @@ impl Federation {
         self.set(|state| state.user_project = Some(project.into()));
     }
 
-    /// The token service of a CI system: where it is asked, and with which bearer.
+    /// Starts the token service of a CI system; returns the variables with its URL and bearer token.
     pub(crate) fn actions(&self, issuer: Issuer, subject: &str, more: Value) -> [(String, String); 2] {
         let bearer = "canary-actions-request-token".to_owned();
         self.set(|state| {
@@ -191,7 +191,7 @@ impl Federation {
         self.set(|state| state.failures.push_back(Some(failure)));
     }
 
-    /// Plays `failure` so many times after so many requests that go well.
+    /// Lets `after` requests succeed, and then sends `failure` `times` times.
     pub(crate) fn fail_later(&self, after: usize, failure: &Failure, times: usize) {
         self.set(|state| {
             state.failures.extend(std::iter::repeat_n(None, after));
@@ -215,7 +215,7 @@ impl Federation {
         self.set(|state| state.expires_in = Some(seconds));
     }
 
-    /// Answers say nothing of a life.
+    /// Whether answers leave out the lifetime.
     pub(crate) fn leave_lives_out(&self, yes: bool) {
         self.set(|state| state.endless = yes);
     }
@@ -228,12 +228,12 @@ impl Federation {
         self.set(|state| state.seen.clone())
     }
 
-    /// How often this path was asked.
+    /// How many requests for this path arrived.
     pub(crate) fn count(&self, path: &str) -> usize {
         self.seen().iter().filter(|seen| seen.path == path).count()
     }
 
-    /// All that must not be seen anywhere else.
+    /// Everything secret, which must appear nowhere else.
     pub(crate) fn secrets(&self) -> Vec<(&'static str, String)> {
         let mut all = self.google.secrets();
         all.extend(self.set(|state| state.secrets.clone()));
@@ -248,7 +248,8 @@ impl Federation {
         change(&mut self.state.lock().unwrap())
     }
 
-    /// The same service behind TLS that asks for a client certificate of `roots`. Ends with the test process.
+    /// The same service behind TLS, with `config` asking for a client certificate. Ends with the test
+    /// process.
     pub(crate) fn behind_tls(&self, config: rustls::ServerConfig) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -288,7 +289,7 @@ impl Federation {
     }
 }
 
-/// Head and body of a request, as far as one comes.
+/// Head and body of a request, as far as they arrive.
 fn request(from: &mut impl Read) -> Option<(String, Vec<u8>)> {
     let mut all = Vec::new();
     loop {
@@ -361,7 +362,7 @@ async fn serve(
     };
     let mut reply = Response::builder().status(status).header("content-type", "application/json");
     let skew = state.lock().unwrap().skew;
-    // What a machine's metadata service believes is no matter; without a skew the Date is hyper's.
+    // The clock of a machine's metadata service does not matter; without a skew, hyper sets the Date.
     if skew != 0 && asked.method == "POST" {
         let now = time::OffsetDateTime::now_utc() + time::Duration::seconds(skew);
         let date = now.format(&time::format_description::well_known::Rfc2822).unwrap();
@@ -405,7 +406,7 @@ fn oauth(status: u16, error: &str) -> Refusal {
     (status, json!({"error": error, "error_description": "canary-in-a-description"}).to_string())
 }
 
-/// `Basic` with the client's own pair and the usual alphabet of base64.
+/// Whether the request has `Basic` with the client's own pair, in the usual alphabet of base64.
 fn is_client(state: &State, asked: &Asked<'_>) -> Result<bool, Refusal> {
     let Some(value) = asked.headers.get("authorization") else { return Ok(false) };
     let pair = value.strip_prefix("Basic ").and_then(|value| STANDARD.decode(value).ok());
@@ -483,7 +484,7 @@ fn proven(
             let (begins, ends, now) = (time("iat")?, time("exp")?, seconds());
             let for_us = audiences.iter().any(|known| claims["aud"] == json!(known));
             let named = claims["sub"].as_str().is_some_and(|name| !name.is_empty() && name.len() <= 127);
-            // Google takes no token that lives longer than a day.
+            // Google refuses a token that lives longer than a day.
             let in_time = begins <= now + 60 && ends > now && ends - begins <= 86_400;
             let good = claims["iss"] == json!(issuer) && for_us && in_time && named;
             good.then_some(claims).ok_or_else(bad)
@@ -506,7 +507,7 @@ fn proven(
     }
 }
 
-/// RFC 7662, for tokens that were given out.
+/// Introspection (RFC 7662) of tokens that this service gave.
 fn introspect(
     state: &State,
     google: &FakeGoogle,

@@ -1,18 +1,18 @@
 //! The golden cases of the metadata protocols, for every runner: the pure step, loopback, the relay.
 //!
-//! A case is `tests/golden/metadata/NAME.http` for Google's tree; `aws`, `azure` and `absent` (Google's tree for a caller
-//! without Google) are like it:
+//! A case is `tests/golden/metadata/NAME.http` for Google's tree. The folders `aws`, `azure` and `absent` (Google's
+//! tree for a caller without Google) have the same format:
 //!
 //! ```text
 //! # why this case exists, and where the expectation comes from
-//! # asks: access EMAIL scopes=a,b form=json      the step has to ask for this token; `exactly` where no other will do
+//! # asks: access EMAIL scopes=a,b form=json      the step must ask for this token; `exactly` if for no other
 //! # waits: 60s                                   the step has to wait this long, then reply as below
 //! # given: Transient the text                    what `failure_reply` is called with, in place of a token
-//! # after: 60                                    the seconds after which it may pass
-//! # server: strict                              on a wire: asked of a server with this in its config, `support::wire`
-//! # clouds: google                               what the identity has, where it is not all of them; `aws-own` is the
+//! # after: 60                                    the seconds after which a retry may succeed
+//! # server: strict                               on a wire: the server to ask, from `support::wire`
+//! # clouds: google                               the clouds of the identity, if not all; `aws-own` is the
 //!                                                host's own session
-//! # entered: SECRET                              the listener has cut this off the path; `-` is a listener that is open
+//! # entered: SECRET                              the listener has removed this from the path; `-`: it is open
 //! # step only: why no listener can be sent this
 //! GET /path HTTP/1.1                             lines end in CRLF on the wire, in LF here
 //! Name: value
@@ -23,11 +23,11 @@
 //! exactly Content-Length bytes and one newline that is not part of the body
 //! ```
 //!
-//! `{token}` is a token of IMDSv2 for six hours from [`now`], `{short-token}` one for ten minutes, `{expired-token}` one
-//! that is over and `{foreign-token}` that of another lease.
+//! `{token}` is a token of IMDSv2 for six hours from [`now`], `{short-token}` one for ten minutes,
+//! `{expired-token}` an expired one, and `{foreign-token}` that of another lease.
 //!
-//! For HEAD the body is what GET would bring; on the wire it is left out. A runner over a wire has its own
-//! `expires_in` where a case asks for an access token.
+//! For HEAD the body is what GET would return; on the wire it is left out. A runner over a wire puts its own
+//! `expires_in` into the reply of a case that asks for an access token.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -52,7 +52,7 @@ pub(crate) const IDENTITY_TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJnb2xkZW
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) why: String,
-    /// As it goes over the wire, with the blank line at its end.
+    /// As on the wire, with the blank line at its end.
     pub(crate) request: Vec<u8>,
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
@@ -60,13 +60,13 @@ pub(crate) struct Case {
     pub(crate) asks: Option<String>,
     pub(crate) waits: Option<String>,
     pub(crate) given: Option<(TokenFailure, String)>,
-    /// Seconds.
+    /// The value of Retry-After.
     pub(crate) after: Option<Duration>,
-    /// What a server needs beside the usual for this case.
+    /// What a server needs for this case in addition.
     pub(crate) server: Option<String>,
-    /// What the identity has, if not all.
+    /// The clouds of the identity, if not all.
     pub(crate) clouds: Option<String>,
-    /// The secret that stood before the path.
+    /// The secret before the path.
     pub(crate) entered: Option<String>,
     /// Why only `step()` can run this case.
     pub(crate) step_only: Option<String>,
@@ -86,7 +86,8 @@ pub(crate) fn cases() -> Vec<Case> {
     cases_in("metadata")
 }
 
-/// The cases of a folder, by name. Panics on a file that is not in the format: a case that is skipped would look green.
+/// The cases of a folder, by name. Panics on a file in another format: a skipped case would look like a
+/// passed one.
 pub(crate) fn cases_in(folder: &str) -> Vec<Case> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(folder);
     let mut paths: Vec<_> =
@@ -104,7 +105,7 @@ pub(crate) fn cases_in(folder: &str) -> Vec<Case> {
         .collect()
 }
 
-/// Puts tokens of IMDSv2 in the places for them; they are made as a client gets them.
+/// Replaces the placeholders of IMDSv2 tokens with tokens that are made as a client gets them.
 fn with_tokens(text: &str) -> String {
     if !text.contains("token}") {
         return text.into();
@@ -199,7 +200,7 @@ fn failure(given: &str) -> Result<(TokenFailure, String), String> {
 }
 
 impl Case {
-    /// What this case is answered from.
+    /// The view for this case.
     pub(crate) fn view(&self) -> View {
         let mut view = view();
         let Some(clouds) = &self.clouds else { return view };
@@ -213,7 +214,7 @@ impl Case {
         view
     }
 
-    /// How the listener let the caller in.
+    /// How the listener admitted the caller.
     pub(crate) fn entered(&self) -> Entered<'_> {
         match self.entered.as_deref() {
             None => Entered::Address,
@@ -248,12 +249,12 @@ impl Case {
 /// The secret of the golden lease.
 const SECRET: &str = "golden-secret-of-the-lease";
 
-/// When the cases of AWS and Azure are asked: 2026-11-30T12:00:00Z.
+/// The time of the cases of AWS and Azure: 2026-11-30T12:00:00Z.
 pub(crate) fn now() -> Now {
     Now { wall: UNIX_EPOCH + Duration::from_secs(1_796_040_000), ..Now::read() }
 }
 
-/// What the cases are answered from.
+/// The view for all cases.
 pub(crate) fn view() -> View {
     let strings = |values: &[&str]| values.iter().map(ToString::to_string).collect::<Vec<_>>();
     let map = |pairs: &[(&str, &str)]| -> BTreeMap<_, _> {
@@ -306,7 +307,7 @@ pub(crate) fn view() -> View {
     }
 }
 
-/// 3 521.9 seconds before its end, which has to be shown as 3521.
+/// It expires in 3 521.9 seconds, which must be shown as 3521.
 pub(crate) fn access_token(now: Now) -> AccessToken {
     let expires = Deadline::after(now, Duration::from_millis(3_521_900));
     AccessToken::new(Secret::new(ACCESS_TOKEN.into()), expires, Scopes::default())
@@ -320,7 +321,7 @@ pub(crate) fn identity_token(now: Now) -> IdentityToken {
     }
 }
 
-/// As long as [`access_token`]; its account is that of the view.
+/// It lives as long as [`access_token`], and its account is that of the view.
 pub(crate) fn aws_session(now: Now) -> AwsSession {
     let secret = |text: &str| Secret::new(text.to_string());
     AwsSession {
@@ -335,7 +336,7 @@ pub(crate) fn aws_session(now: Now) -> AwsSession {
     }
 }
 
-/// As long as [`access_token`].
+/// It lives as long as [`access_token`].
 pub(crate) fn azure_token(now: Now) -> AzureToken {
     AzureToken {
         value: Secret::new("golden-azure-token".into()),

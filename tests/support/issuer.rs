@@ -1,5 +1,5 @@
-//! An issuer of OpenID Connect, as CI systems and clouds have one: keys that are made when a test runs, tokens
-//! signed with them, and the key set by which others verify.
+//! An issuer of OpenID Connect, like those of CI systems and clouds: keys made when a test runs, tokens
+//! signed with them, and the key set with which others verify.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -31,7 +31,7 @@ impl Issuer {
         Self { url: url.into(), key: Key::Rs256(rsa(rsa_key())) }
     }
 
-    /// Of the same name with another key.
+    /// An issuer of the same name with another key.
     pub(crate) fn impostor(url: &str) -> Self {
         Self { url: url.into(), key: Key::Rs256(rsa(another_rsa_key())) }
     }
@@ -51,7 +51,7 @@ impl Issuer {
         }
     }
 
-    /// RFC 7517: what a provider is told of the issuer.
+    /// The key set (RFC 7517) that a provider gets of the issuer.
     pub(crate) fn jwks(&self) -> Value {
         let part = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
         let mut key = match &self.key {
@@ -69,7 +69,8 @@ impl Issuer {
         json!({"keys": [key]})
     }
 
-    /// A token that lives from now for `life` seconds (or has ended that long ago); `more` adds and replaces.
+    /// A token that lives for `life` seconds from now (or ended so long ago); `more` adds and replaces
+    /// claims.
     pub(crate) fn token(&self, subject: &str, audience: &str, life: i64, more: &Value) -> String {
         let now = i64::try_from(seconds()).unwrap();
         let mut claims = json!({
@@ -99,7 +100,7 @@ impl Issuer {
     }
 }
 
-/// The claims of a token that verifies by one key of the set.
+/// The claims of a token, if a key of the set verifies it.
 pub(crate) fn verified(token: &str, jwks: &Value) -> Option<Value> {
     let (input, signature) = token.rsplit_once('.')?;
     let (header, claims) = input.split_once('.')?;

@@ -9,7 +9,7 @@ use super::session::{Folder, program};
 #[derive(Debug)]
 pub(crate) struct Listening {
     child: Child,
-    /// Address, port and, unless it is open, the secret path: what the printed lines say.
+    /// Address, port and, unless the listener is open, the secret path, from the printed lines.
     pub(crate) place: String,
     _folder: Folder,
 }
@@ -19,12 +19,12 @@ impl Listening {
         Self::start(config, &["--open"], &[])
     }
 
-    /// Behind the path that it prints.
+    /// A listener behind the secret path that it prints.
     pub(crate) fn guarded(config: &str) -> Self {
         Self::start(config, &[], &[])
     }
 
-    /// Open, with more in its environment.
+    /// An open listener with additional variables.
     pub(crate) fn with(environment: &[(&str, &str)]) -> Self {
         Self::start("", &["--open"], environment)
     }

@@ -1,4 +1,4 @@
-//! What tests share. Fakes stand at the wire only, and check what they are sent.
+//! Code that tests share. Fakes exist only at the wire, and check the requests.
 
 pub(crate) mod aws;
 pub(crate) mod browser;

@@ -1,4 +1,4 @@
-//! The proxy on a thread of its own, with a stand-in for `lifecycle`.
+//! The proxy on its own thread, with a fake `lifecycle`.
 
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 
 const RELAY: RelayAt = RelayAt { address: Ipv4Addr::new(169, 254, 169, 254), container_credentials: false };
 
-/// A directory that goes with the test.
+/// A directory that is removed with the test.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
@@ -42,7 +42,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Keeps what is said.
+/// Records the printed lines.
 #[derive(Clone, Default)]
 pub(crate) struct Heard(pub(crate) Arc<Mutex<Vec<u8>>>);
 
@@ -55,7 +55,7 @@ impl Write for Heard {
     }
 }
 
-/// What the stand-in for `lifecycle` says and has been asked.
+/// The answers of the fake `lifecycle`, and the requests that it got.
 #[derive(Clone, Default)]
 pub(crate) struct Lifecycle {
     /// `Some` makes every attach fail with this text.
@@ -77,7 +77,8 @@ pub(crate) struct ProxyFixture {
     _scratch: Option<Scratch>,
 }
 
-/// Labels and image are enough for tests, and whoever is `plain` is no task; kfp's own recogniser has its own.
+/// Labels and image are enough for these tests, and the image `plain` is not a task; kfp's own recogniser has
+/// its own tests.
 fn recognise(body: &Value, name: Option<&str>) -> Reading {
     let image = body["Image"].as_str().unwrap_or_default().to_string();
     Task { kfp: image != "plain", image, name: name.map(Into::into), ..Task::default() }.into()
@@ -95,7 +96,7 @@ impl ProxyFixture {
         Self::fetching(dir, upstream, None)
     }
 
-    /// Where what tasks name is fetched.
+    /// The same, with a fetcher for the inputs of tasks.
     pub(crate) fn fetching(dir: &Path, upstream: &Path, fetching: Option<Fetching>) -> Self {
         let socket = dir.join("proxy.sock");
         let (ask, asked) = mpsc::channel(64);
@@ -155,7 +156,7 @@ impl ProxyFixture {
         Self { socket, exits, reserved, closing, lifecycle, heard, tasks, served, thread, _scratch: None }
     }
 
-    /// Serves the same at another socket, until the fixture is dropped; returns its path.
+    /// Serves the same proxy at another socket, until the fixture is dropped; returns its path.
     pub(crate) fn serve_also(&self) -> PathBuf {
         let socket = self.socket.with_file_name("another.sock");
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
@@ -170,7 +171,7 @@ impl ProxyFixture {
         socket
     }
 
-    /// Serves the same with TLS, as `serve --tls` does, until the fixture is dropped; returns the port.
+    /// Serves the same proxy with TLS, as `serve --tls` does, until the fixture is dropped; returns the port.
     pub(crate) fn serve_tls(&self, config: Arc<rustls::ServerConfig>) -> u16 {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -186,7 +187,7 @@ impl ProxyFixture {
         port
     }
 
-    /// Everything that was said to the person at the terminal.
+    /// Everything that was printed for the person at the terminal.
     pub(crate) fn said(&self) -> String {
         String::from_utf8(self.heard.0.lock().unwrap().clone()).unwrap()
     }
@@ -226,7 +227,7 @@ async fn answer(mut asked: mpsc::Receiver<LifecycleRequest>, lifecycle: Lifecycl
     }
 }
 
-/// Every container gets an identity.
+/// Rules that give every container an identity.
 fn rules() -> LiveRules {
     LiveRules::new(Rules {
         policy: Policy {
@@ -247,7 +248,7 @@ fn identity() -> Identity {
     Identity { scopes: Scopes::default(), ..Identity::default() }
 }
 
-/// Sends bytes and reads to the end of the connection, or for as long as nothing comes for 20 s.
+/// Sends bytes and reads until the connection ends or nothing has come for 20 s.
 pub(crate) fn raw(socket: &Path, request: impl AsRef<[u8]>) -> String {
     String::from_utf8_lossy(&raw_bytes(socket, request)).into_owned()
 }
@@ -255,7 +256,7 @@ pub(crate) fn raw(socket: &Path, request: impl AsRef<[u8]>) -> String {
 fn raw_bytes(socket: &Path, request: impl AsRef<[u8]>) -> Vec<u8> {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    // The other side may answer and close before it has read everything.
+    // The peer may answer and close before it has read everything.
     let _ = stream.write_all(request.as_ref());
     let mut reply = vec![];
     let mut piece = [0; 4096];
@@ -284,7 +285,7 @@ pub(crate) fn call(socket: &Path, line: &str, body: &str) -> (u16, String) {
     (status, String::from_utf8_lossy(&body).into_owned())
 }
 
-/// The data of chunks, as far as they came.
+/// The data of the chunks that arrived.
 fn joined(mut rest: &[u8]) -> Vec<u8> {
     let mut data = vec![];
     while let Some(end) = rest.windows(2).position(|two| two == b"\r\n") {

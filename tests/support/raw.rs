@@ -1,4 +1,5 @@
-//! Containers made past every session, what a session says of its network, and `kfp-creds run` as a process.
+//! Containers that the engine itself creates, the network in a session's output, and `kfp-creds run` as a
+//! process.
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -9,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::session::{Folder, Session, docker_at, engine_socket, program, raw};
 
-/// Where every client asks for its token.
+/// The path of every client's request for a token.
 pub(crate) const TOKEN: &str = "computeMetadata/v1/instance/service-accounts/default/token";
 
-/// Shell: asks the server at `$1`, else the one that the environment names; the body, then `HTTP <status> <seconds>`.
+/// A shell script that asks the server at `$1`, else the one that the environment names; prints the body,
+/// then `HTTP <status> <seconds>`.
 pub(crate) fn ask() -> String {
     format!(
         "curl -s --noproxy '*' -m 8 -w '\\nHTTP %{{http_code}} %{{time_total}}\\n' -H Metadata-Flavor:Google \
@@ -20,14 +22,14 @@ pub(crate) fn ask() -> String {
     )
 }
 
-/// What [`ask`] printed: body, status, seconds.
+/// The parts of [`ask`]'s output: body, status, seconds.
 pub(crate) fn answer(printed: &str) -> (String, u16, f64) {
     let (body, last) = printed.trim().rsplit_once("HTTP ").unwrap_or_else(|| panic!("no answer: {printed}"));
     let (status, seconds) = last.split_once(' ').unwrap();
     (body.trim().to_string(), status.parse().unwrap(), seconds.trim().parse().unwrap())
 }
 
-/// The token in what [`ask`] printed; its claims.
+/// The claims of the token in [`ask`]'s output.
 pub(crate) fn token(printed: &str) -> serde_json::Value {
     let (body, status, _) = answer(printed);
     assert_eq!(status, 200, "{printed}");
@@ -35,12 +37,12 @@ pub(crate) fn token(printed: &str) -> serde_json::Value {
     super::session::claims(body["access_token"].as_str().unwrap())
 }
 
-/// A container that is removed, past every session, when the test is done with it.
+/// A container that the engine itself removes at the end of the test.
 #[derive(Debug)]
 pub(crate) struct Container(pub(crate) String);
 
 impl Container {
-    /// `docker create` past every session.
+    /// `docker create` at the engine itself.
     pub(crate) fn raw(arguments: &[&str]) -> Self {
         Self(raw(&[&["create"], arguments].concat()))
     }
@@ -54,17 +56,17 @@ impl Container {
         &self.0[..12]
     }
 
-    /// Starts it past every session and gives what it wrote until it ended.
+    /// Starts it at the engine itself, and returns its output until it ended.
     pub(crate) fn run_raw(&self) -> String {
         raw(&["start", "-a", &self.0])
     }
 
-    /// What the shell command prints inside, run past every session.
+    /// The output of a shell command inside, run by the engine itself.
     pub(crate) fn exec(&self, script: &str) -> String {
         raw(&["exec", &self.0, "sh", "-c", script])
     }
 
-    /// Asks for a token from inside: body, status (0 when nobody answers), seconds.
+    /// Requests a token from inside: body, status (0 without an answer), seconds.
     pub(crate) fn asks(&self) -> (String, u16, f64) {
         answer(&self.exec(&format!("{} || true", ask())))
     }
@@ -80,7 +82,7 @@ impl Drop for Container {
     }
 }
 
-/// A network of the test's own, from which nothing leaves the machine.
+/// A network of this test without a way out of the machine.
 #[derive(Debug)]
 pub(crate) struct Internal(pub(crate) String);
 
@@ -99,10 +101,10 @@ impl Drop for Internal {
     }
 }
 
-/// A config with which every container gets the second network.
+/// A config that puts every container on the second network.
 pub(crate) const SECOND: &str = "[network]\nattach = \"second\"\n";
 
-/// Name of the session's network and address of its relay, as its first line says.
+/// Name of the session's network and address of its relay, from its ready line.
 pub(crate) fn network(session: &Session) -> (String, String) {
     let line = session.wait_for("ready  ", Duration::from_secs(5));
     let said = line.split("network ").last().unwrap().trim_end_matches(')');
@@ -119,7 +121,7 @@ pub(crate) fn address(session: &Session, container: &Container) -> String {
     line.split(" at ").last().unwrap().split(' ').next().unwrap().to_string()
 }
 
-/// Waits until `done` says so.
+/// Waits until `done` returns true.
 pub(crate) fn until(what: &str, within: Duration, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + within;
     while !done() {
@@ -128,7 +130,7 @@ pub(crate) fn until(what: &str, within: Duration, mut done: impl FnMut() -> bool
     }
 }
 
-/// A process whose output is kept, in a process group of its own.
+/// A process in its own process group, whose output is kept.
 pub(crate) struct Running {
     child: Child,
     out: Arc<Mutex<String>>,
@@ -145,7 +147,7 @@ impl Running {
         Self { child, out, err, _folder: folder }
     }
 
-    /// `kfp-creds run --offline FLAGS -- COMMAND`, with stdin at its end.
+    /// `kfp-creds run --offline FLAGS -- COMMAND`, with an empty stdin.
     pub(crate) fn run(flags: &[&str], command: &[&str]) -> Self {
         let folder = Folder::new("run");
         let mut process = program(&folder.0);
@@ -169,12 +171,12 @@ impl Running {
         self.err.lock().unwrap().clone()
     }
 
-    /// `kill -NAME` for the process alone.
+    /// Sends the signal `NAME` to the process alone.
     pub(crate) fn signal(&self, name: &str) {
         kill(name, &self.child.id().to_string());
     }
 
-    /// The exit code; a failure when it does not come in time.
+    /// The exit code; fails if the process does not end in time.
     pub(crate) fn wait(&mut self, within: Duration) -> i32 {
         let end = Instant::now() + within;
         loop {
@@ -218,7 +220,7 @@ fn collect(mut from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     text
 }
 
-/// A Python script of `tests/python`, with the settings that keep Google's libraries off the host's network.
+/// A script of `tests/python`, with the settings that keep Google's libraries off the host's network.
 pub(crate) fn python(script: &str) -> Command {
     let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(script);
     let mut command = Command::new(super::session::python());

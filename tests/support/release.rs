@@ -1,4 +1,4 @@
-//! Which engine the tests run against, for what is different from release to release.
+//! The engine that the tests run against, for behaviour that differs between releases.
 
 use std::sync::OnceLock;
 

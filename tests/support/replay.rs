@@ -1,4 +1,4 @@
-//! An upstream that plays recorded exchanges: each request has to be the one that was recorded, in its place.
+//! An upstream that replays recorded exchanges: each request must be the recorded one, in the recorded order.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,7 +19,7 @@ pub(crate) struct Replay {
 #[derive(Default)]
 struct Played {
     left: Vec<Value>,
-    /// What did not fit, in words.
+    /// The differences, as text.
     wrong: Vec<String>,
 }
 
@@ -48,12 +48,12 @@ impl Replay {
         self.address.to_string()
     }
 
-    /// The exchanges to come: `{"request": {…}, "answer": {…}}` each.
+    /// The next exchanges, each `{"request": {…}, "answer": {…}}`.
     pub(crate) fn play(&self, exchanges: Vec<Value>) {
         self.played.lock().unwrap().left = exchanges;
     }
 
-    /// What was not as recorded; empty is good.
+    /// The differences from the record; no result is good.
     pub(crate) fn faults(&self) -> Vec<String> {
         let mut played = self.played.lock().unwrap();
         let mut faults = std::mem::take(&mut played.wrong);
@@ -67,7 +67,7 @@ impl Drop for Replay {
     fn drop(&mut self) {
         let played = std::mem::take(&mut self.played);
         drop(played);
-        // Wakes the thread, which finds nobody there and ends.
+        // Wakes the thread, which then ends.
         let _ = std::net::TcpStream::connect(self.address);
     }
 }
@@ -135,15 +135,15 @@ fn next(played: &mut Played, request: &Value) -> String {
     )
 }
 
-/// What a JWT says; whoever signed it.
+/// The claims of a JWT, unverified.
 pub(crate) fn claims(token: &str) -> Value {
     let part = token.split('.').nth(1).unwrap_or_default();
     let bytes = URL_SAFE_NO_PAD.decode(part.trim_end_matches('=')).unwrap_or_default();
     serde_json::from_slice(&bytes).unwrap_or(json!({}))
 }
 
-/// What was recorded has to be there. A header may be recorded as null: it must not be there. `*` is anything, and
-/// an object with `claims` a JWT that has at least these.
+/// `found` must have what was recorded. A header recorded as null must not be there. `*` stands for anything,
+/// and an object with `claims` for a JWT that has at least these.
 fn differences(expected: &Value, found: &Value, place: &str, wrong: &mut Vec<String>) {
     match (expected, found) {
         (Value::Object(all), Value::Object(_)) => {

@@ -1,6 +1,6 @@
-//! A Docker engine of the test's own, that may be restarted: beside the shared one, in a network namespace of its
-//! own, so that neither its bridges nor its packet rules meet anybody else's. Of the same release as the shared one,
-//! where `scripts/engine` started that.
+//! A separate Docker engine that a test may restart: in its own network namespace, so that its bridges and
+//! packet rules do not meet those of the shared one. It is of the same release as the shared one, if
+//! `scripts/engine` started that.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -15,7 +15,7 @@ pub(crate) const IMAGE: &str = "kct-busybox:1";
 pub(crate) struct SecondEngine {
     folder: Folder,
     namespace: String,
-    /// The name for `scripts/engine daemon`; none: this machine's `dockerd`.
+    /// The name for `scripts/engine daemon`; with `None`, this machine's `dockerd` runs.
     unpacked: Option<String>,
     daemon: Option<Child>,
 }
@@ -25,7 +25,7 @@ impl SecondEngine {
         Self::of(unpacked())
     }
 
-    /// One that shares no files with this machine, as in a virtual machine.
+    /// An engine that shares no files with this machine, like one in a virtual machine.
     pub(crate) fn vm() -> Self {
         Self::of(Some(format!("{}-vm", unpacked().as_deref().unwrap_or("host"))))
     }
@@ -127,7 +127,7 @@ impl Drop for SecondEngine {
             }
         }
         self.down();
-        // What the engine mounted there for its sandboxes goes before the folder.
+        // Mounts that the engine made there for its sandboxes must go before the folder.
         let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
         let inside = text(&self.folder.0);
         for place in
@@ -139,7 +139,8 @@ impl Drop for SecondEngine {
     }
 }
 
-/// The Docker of `scripts/engine names` that the other tests use, if it is one of those: then this is another of it.
+/// The Docker of `scripts/engine names` that the other tests use, if it is one of those: this is another
+/// instance.
 fn unpacked() -> Option<String> {
     let name = std::env::var("KFP_CREDS_TEST_ENGINE_NAME").ok()?;
     let rooted = name.strip_suffix("-rootless").unwrap_or(&name);

@@ -1,4 +1,4 @@
-//! `serve --json`, as a program uses it: the ready line, a stdin that is held, an end.
+//! `serve --json` as a program uses it: the ready line, a stdin that stays open, and the end.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -25,7 +25,7 @@ impl Served {
         Self::of(command).unwrap_or_else(|(_, said)| panic!("it did not start: {said}"))
     }
 
-    /// How it ended and what it said, where it never was ready.
+    /// The exit status and output, if it never became ready.
     pub(crate) fn of(mut command: Command) -> Result<Self, (ExitStatus, String)> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -37,7 +37,7 @@ impl Served {
             stderr.read_to_string(&mut said).unwrap();
             return Err((child.wait().unwrap(), said));
         }
-        // Nobody reads what it says from here on, and it must not wait for a reader.
+        // The rest of stderr is discarded, so that the program never waits for a reader.
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
         let ready = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
         let stdin = child.stdin.take();
@@ -57,7 +57,7 @@ impl Served {
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
 
-    /// How it ended, if it did within that time.
+    /// The exit status, if the program ended within that time.
     pub(crate) fn ended(&mut self, within: Duration) -> Option<ExitStatus> {
         let end = Instant::now() + within;
         while Instant::now() < end {

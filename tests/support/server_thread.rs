@@ -1,18 +1,18 @@
-//! A listener on a thread and a runtime of its own, so that callers may pause their time.
+//! A listener on its own thread and runtime, so that callers may pause their time.
 
 use std::net::{SocketAddr, TcpListener};
 use std::thread::JoinHandle;
 
 use tokio::sync::oneshot;
 
-/// Serves until it is dropped; a fake that failed fails its test then.
+/// Serves until it is dropped; a fake that panicked then fails its test.
 pub(crate) struct ServerThread {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl ServerThread {
-    /// On a loopback port of the system's choice.
+    /// Serves on a loopback port that the system chooses.
     pub(crate) fn serve<T: Future<Output = ()>>(
         accept: impl FnOnce(tokio::net::TcpListener) -> T + Send + 'static,
     ) -> (SocketAddr, Self) {

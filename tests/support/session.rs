@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// The program under test.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_kfp-creds");
 
-/// The engine's own socket; `scripts/test` says where it is.
+/// The engine's own socket, which `scripts/test` sets.
 pub(crate) fn engine_socket() -> PathBuf {
     let given = std::env::var("KFP_CREDS_TEST_ENGINE").ok();
     PathBuf::from(given.as_deref().unwrap_or("/var/run/docker.sock").trim_start_matches("unix://"))
@@ -25,12 +25,12 @@ pub(crate) fn task_image() -> String {
 pub(crate) fn python() -> String {
     std::env::var("KFP_CREDS_TEST_PYTHON").unwrap_or_else(|_| {
         let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".work/venv/bin/python");
-        assert!(python.exists(), "{} is not there: run scripts/setup --all", python.display());
+        assert!(python.exists(), "{} does not exist: run scripts/setup --all", python.display());
         python.display().to_string()
     })
 }
 
-/// What a pipeline of the tests runs in: a Python with kfp, and the image of its tasks.
+/// The environment of the tests' pipelines: a Python with kfp, and the image of its tasks.
 #[derive(Clone, Debug)]
 pub(crate) struct Kfp {
     pub(crate) python: String,
@@ -74,19 +74,19 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    /// What the pipeline reported, after a good end.
+    /// The report of a pipeline that succeeded.
     pub(crate) fn report(&self) -> serde_json::Value {
         assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
         self.last_line()
     }
 
-    /// What the pipeline reported, however it ended.
+    /// The report of a pipeline, however it ended.
     pub(crate) fn last_line(&self) -> serde_json::Value {
         let line = self.stdout.lines().last().unwrap_or_default();
         serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {}{}", self.stdout, self.stderr))
     }
 
-    /// Our own lines, without what the command said.
+    /// Our own lines, without the output of the command.
     pub(crate) fn lines(&self) -> Vec<&str> {
         self.stderr.lines().filter_map(|line| line.strip_prefix("kfp-creds: ")).collect()
     }
@@ -108,9 +108,10 @@ pub(crate) fn run(kfp: &Kfp, config: &str, flags: &[&str], command: &[&str]) -> 
         .args(command)
         .env("KFP_CREDS_TASK_IMAGE", &kfp.image)
         .env("KFP_CREDS_TEST_ENGINE", format!("unix://{}", engine_socket().display()))
-        // Whatever the command leaves on this disk goes with the folder, and tells its containers.
+        // Files that the command leaves are removed with the folder, whose path also identifies its
+        // containers.
         .env("TMPDIR", &folder.0)
-        // The pipeline's own process runs on this machine and has to ask nobody for a token.
+        // The pipeline's own process runs on this machine, and must not ask any server for a token.
         .envs(nobody())
         .stdin(Stdio::null())
         .output()
@@ -131,9 +132,9 @@ fn remove_left(kfp: &Kfp, folder: &Folder) {
     }
 }
 
-/// Whether a line of ours is about what else this engine has seen, and no part of a test's own story: the first
-/// session of a build loads its image, a busy machine makes steps slow, the second of two at a time has another network and name, and the one after a
-/// session that was killed sweeps.
+/// Whether a line of ours depends on other uses of this engine and not on the test: the first session of a
+/// build loads its image, a busy machine makes steps slow, the second of two sessions at the same time has
+/// another network and name, and a session after one that was killed sweeps.
 pub(crate) fn is_sometimes(line: &str) -> bool {
     let line = line.strip_prefix("kfp-creds: ").unwrap_or(line);
     [
@@ -144,16 +145,17 @@ pub(crate) fn is_sometimes(line: &str) -> bool {
     ]
     .iter()
     .any(|start| line.starts_with(start))
-        // The engine's own fault, see `networks_left`.
+        // A fault of the engine, see `networks_left`.
         || (line.starts_with("notice        the network ") && line.ends_with("the next session uses it again"))
 }
 
-/// Google's libraries look for a metadata server when they start; with these there is none to find.
+/// Google's libraries look for a metadata server when they start; these variables keep them from finding one.
 pub(crate) fn nobody() -> [(&'static str, &'static str); 3] {
     [("NO_GCE_CHECK", "true"), ("GCE_METADATA_HOST", "127.0.0.1:9"), ("GCE_METADATA_IP", "127.0.0.1:9")]
 }
 
-/// `docker` against a socket. A missing engine fails the test: only `scripts/test --no-docker` leaves it out.
+/// `docker` with a socket. Without an engine the test fails: only `scripts/test --no-docker` leaves such
+/// tests out.
 pub(crate) fn docker_at(socket: &Path, arguments: &[&str]) -> Output {
     Command::new("docker")
         .arg("-H")
@@ -163,26 +165,27 @@ pub(crate) fn docker_at(socket: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Whose engine the tests run against: some of what it says and gives by default is its own.
+/// Whether the engine is Podman, whose messages and defaults differ.
 pub(crate) fn is_podman() -> bool {
     static PODMAN: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     let ask = || raw(&["version", "--format", "{{range .Server.Components}}{{.Name}} {{end}}"]);
     *PODMAN.get_or_init(|| ask().contains("Podman"))
 }
 
-/// `docker` against the engine itself, past every session; the trimmed stdout of a success.
+/// `docker` at the engine itself; returns the trimmed stdout, and fails if the command does.
 pub(crate) fn raw(arguments: &[&str]) -> String {
     let out = docker_at(&engine_socket(), arguments);
     assert!(out.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap().trim().to_string()
 }
 
-/// Networks that are there and should not be. One that nobody is on and that the engine does not remove for
-/// anybody, because it miscounts (seen on 20.10 under load, also with networks of no session), is said and left out.
+/// Networks that should have been removed. A network without containers that the engine cannot remove,
+/// because it miscounts (seen on 20.10 under load, also with networks of no session), is printed and left
+/// out.
 pub(crate) fn networks_left(filter: &str) -> Vec<String> {
     let found = raw(&["network", "ls", "-q", "--filter", filter]);
     let miscounted = |network: &str| {
-        // Podman does not, and removes a network by its id from under its containers.
+        // Podman does not miscount, and it would remove a network by its id from under its containers.
         if is_podman() {
             return false;
         }
@@ -203,16 +206,16 @@ pub(crate) struct Session {
     child: Child,
     /// The socket of the proxy.
     pub(crate) socket: PathBuf,
-    /// Where the offline keys are, with `--offline`.
+    /// The URL of the offline keys, with `--offline`.
     pub(crate) jwks: Option<String>,
-    /// Where the page is, with its capability.
+    /// The URL of the page, with its capability.
     pub(crate) page: Option<String>,
     said: Arc<Mutex<String>>,
     /// Home and working directory; the config is in it.
     pub(crate) folder: Folder,
 }
 
-/// A folder of the test's own: home, working directory and runtime directory of the session.
+/// A folder for one test: home, working directory and runtime directory of the session.
 #[derive(Debug)]
 pub(crate) struct Folder(pub(crate) PathBuf);
 
@@ -231,8 +234,8 @@ impl Drop for Folder {
     }
 }
 
-/// The program with nothing of the developer's in reach: no credentials, no config, no proxy settings.
-/// Sessions share the lock folder of the user, as they do in real life.
+/// The program without anything of the developer's: no credentials, no config, no proxy settings. Sessions
+/// share the user's lock folder, as in normal use.
 pub(crate) fn program(folder: &Path) -> Command {
     let mut command = Command::new(PROGRAM);
     command
@@ -242,7 +245,7 @@ pub(crate) fn program(folder: &Path) -> Command {
         .env("DOCKER_HOST", format!("unix://{}", engine_socket().display()))
         .env("NO_GCE_CHECK", "true")
         .current_dir(folder);
-    // Runs the whole suite in one mode of `network.attach`.
+    // To run the whole suite in one mode of `network.attach`.
     if let Ok(mode) = std::env::var("KFP_CREDS_TEST_ATTACH") {
         command.env("KFP_CREDS_ATTACH", mode);
     }
@@ -263,7 +266,7 @@ impl Session {
         Self::of(command, folder, arguments)
     }
 
-    /// A session whose audit log is on a disk of `size` bytes, all but full, that only its process sees:
+    /// A session with its audit log on an almost full disk of `size` bytes that only its process sees:
     /// `DISK/audit.jsonl` and `DISK/filler`, below `/proc/PID/root`.
     pub(crate) fn on_a_full_disk(arguments: &[&str], disk: &Path) -> Self {
         let script = "mount -t tmpfs -o size=16k,mode=0700 audit \"$1\" && head -c 12k /dev/zero >\"$1/filler\" \
@@ -271,19 +274,19 @@ impl Session {
         Self::in_own_mounts(script, arguments, disk)
     }
 
-    /// A session for which a file server hangs at `place`: nobody answers the file system there.
+    /// A session that sees a dead file server at `place`: every access there hangs.
     pub(crate) fn beside_a_dead_server(arguments: &[&str], place: &Path) -> Self {
         let script = "[ -c /dev/fuse ] || mknod /dev/fuse c 10 229; exec 3<>/dev/fuse && mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 dead \"$1\" \
                       && shift && exec \"$@\"";
         Self::in_own_mounts(script, arguments, place)
     }
 
-    /// `script` is given `place` and then the program with its arguments.
+    /// `script` gets `place`, and then the program with its arguments.
     fn in_own_mounts(script: &str, arguments: &[&str], place: &Path) -> Self {
         let folder = Folder::new("session");
         let mut command = program(&folder.0);
         let mut wrapped = Command::new("unshare");
-        // Whoever is not root is in a namespace where that does not matter.
+        // A user other than root needs a user namespace to mount.
         let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
         wrapped.args(if root { &["-m"][..] } else { &["-r", "-m"] });
         wrapped.args(["sh", "-c", script, "sh"]).arg(place).arg(command.get_program());
@@ -311,7 +314,7 @@ impl Session {
             stdout.read_line(&mut line).unwrap();
             let line = line.trim();
             if let Some(path) = line.strip_prefix("export DOCKER_HOST=unix://") {
-                // The first of several has a name, which is a link; its own socket is called by its id.
+                // A session with a name prints a link; its own socket has its id as name.
                 socket = Some(Path::new(path).canonicalize().unwrap());
             } else if let Some(url) = line.strip_prefix("export KFP_CREDS_JWKS_URL=") {
                 jwks = Some(url.to_string());
@@ -321,7 +324,7 @@ impl Session {
         if socket.is_some() {
             let mut line = String::new();
             stdout.read_line(&mut line).unwrap();
-            // Without `--offline` too, where one cloud alone is.
+            // Also without `--offline`, if only one cloud is offline.
             if let Some(url) = line.trim().strip_prefix("export KFP_CREDS_JWKS_URL=") {
                 jwks = Some(url.to_string());
                 line.clear();
@@ -342,7 +345,7 @@ impl Session {
         docker_at(&self.socket, arguments)
     }
 
-    /// The trimmed stdout of a success.
+    /// The trimmed stdout; fails if the command does.
     pub(crate) fn ok(&self, arguments: &[&str]) -> String {
         let out = self.docker(arguments);
         let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
@@ -371,13 +374,13 @@ impl Session {
         self.child.id()
     }
 
-    /// Kills it the hard way.
+    /// Kills it with SIGKILL.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Ends it in good order; its exit code and all it said.
+    /// Ends it in good order; returns its exit code and output.
     pub(crate) fn end(mut self) -> (Option<i32>, String) {
         self.interrupt();
         let code = self.child.wait().unwrap().code();
@@ -385,7 +388,7 @@ impl Session {
         (code, self.said())
     }
 
-    /// Its exit code and all it said, when it was told to end already and does so within 10 s.
+    /// The exit code and output of a session that was told to end already; fails if it takes more than 10 s.
     pub(crate) fn left(mut self) -> (Option<i32>, String) {
         let end = Instant::now() + Duration::from_secs(10);
         while self.child.try_wait().unwrap().is_none() {
@@ -397,7 +400,7 @@ impl Session {
         (code, self.said())
     }
 
-    /// SIGTERM: an interrupt is ignored where the tests are a background job of a shell.
+    /// Sends SIGTERM, since an interrupt is ignored if the tests are a background job of a shell.
     fn interrupt(&self) {
         let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
     }
@@ -417,7 +420,7 @@ impl Drop for Session {
     }
 }
 
-/// The claims of a JWT, unverified: for reading what an offline token says.
+/// The claims of a JWT, unverified; for the content of offline tokens.
 pub(crate) fn claims(token: &str) -> serde_json::Value {
     use base64::Engine as _;
     let middle = token.split('.').nth(1).unwrap_or_else(|| panic!("not a JWT: {token}"));

@@ -1,16 +1,17 @@
-//! The golden cases over a wire: what a server whose view is not quite `golden::view()` has to answer, to
-//! the byte.
+//! The golden cases over a wire: the expected bytes of a server whose view differs a little from
+//! `golden::view()`.
 //!
-//! The view of a real session differs where the config has no say: the instance's name, number and address
-//! are the container's, all accounts of an identity have its scopes, and a port is another one. Those values are
-//! replaced, in the request and in the expected reply; what was replaced has another length and another ETag.
+//! The view of a real session differs where the config cannot set a value: the instance's name, number and
+//! address are the container's, all accounts of an identity have its scopes, and the port is another one.
+//! These values are replaced, in the request and in the expected reply; a replaced reply has another length
+//! and another ETag.
 
 use std::time::Duration;
 
 use super::golden::{ACCESS_TOKEN, Case, IDENTITY_TOKEN};
 use super::session::claims;
 
-/// Makes a session's view that of `golden::view()`, as far as a config can.
+/// Makes a session's view equal to `golden::view()`, as far as a config can.
 const CONFIG: &str = r#"
     project = "golden-project"
     numeric_project = 987654321098
@@ -29,58 +30,58 @@ const CONFIG: &str = r#"
     other_accounts = ["123-compute@developer.gserviceaccount.com"]
 "#;
 
-/// The servers of the cases, by the name that those have for them: what the identity has besides, and how often each
-/// case is sent. The last answer counts.
+/// The servers of the cases, by the name that the cases use: what the identity has in addition, and how often
+/// each case is sent. The last answer is compared.
 pub(crate) const SERVERS: [(Option<&str>, &str, usize); 3] = [
     (None, "", 1),
     (Some("strict"), "strict = true\naudiences = [\"x\"]", 1),
     (Some("rated"), "rate = 1", 2),
 ];
 
-/// The config of one of [`SERVERS`], whose identity is called what the cases call it.
+/// The config of one of [`SERVERS`], whose identity has the name that the cases use.
 pub(crate) fn config(more: &str) -> String {
     let own = CONFIG.replace("[identity.default]", &format!("[identity.loader]\n{more}"));
     format!("default = \"loader\"\n{own}")
 }
 
-/// The scopes of the second account: its own in the golden cases, in a session those of the identity.
+/// The scopes of the second account: in the golden cases its own, in a session those of the identity.
 const OF_SECOND: &str = r#""scopes":["https://www.googleapis.com/auth/devstorage.read_only"]"#;
 const OF_IDENTITY: &str = concat!(
     r#""scopes":["https://www.googleapis.com/auth/bigquery","#,
     r#""https://www.googleapis.com/auth/cloud-platform"]"#
 );
 
-/// What a server has in place of the golden values.
+/// The values of a server that replace the golden ones.
 #[derive(Clone, Debug)]
 pub(crate) struct Placeholders {
-    /// With its port, where the golden cases say `127.0.0.1:1234`.
+    /// With the port, in place of `127.0.0.1:1234` in the golden cases.
     pub(crate) host: String,
     pub(crate) name: String,
     pub(crate) number: u64,
     pub(crate) ip: String,
-    /// Of the whole tree, which a case waits on.
+    /// The ETag of the whole tree, on which a case waits.
     pub(crate) etag: String,
 }
 
-/// Of the whole tree in the golden cases.
+/// The ETag of the whole tree in the golden cases.
 pub(crate) const ETAG: &str = "0b0807452bf6e0a2";
 
 /// Host and port in the golden cases.
 pub(crate) const HOST: &str = "127.0.0.1:1234";
 
-/// The whole tree, for its ETag.
+/// A request for the whole tree, to get its ETag.
 pub(crate) const WHOLE: &str =
     "GET /computeMetadata/v1/?recursive=true HTTP/1.1\r\nHost: metadata\r\nMetadata-Flavor: Google\r\n\r\n";
 
-/// What came back.
+/// A received answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// All bytes up to the end of the body, or to the end of the connection where the reply says so.
+    /// All bytes up to the end of the body, or of the connection if the reply ends with that.
     pub(crate) bytes: Vec<u8>,
     pub(crate) after: Duration,
 }
 
-/// Every case that a wire can carry to one of [`SERVERS`].
+/// Every case that can be sent over a wire to one of [`SERVERS`].
 pub(crate) fn cases(server: Option<&str>) -> Vec<Case> {
     let mut cases = super::golden::cases();
     let is_at = |case: &Case, server: Option<&str>| case.server.as_deref() == server;
@@ -123,7 +124,7 @@ impl Placeholders {
         .fold(text.to_string(), |text, (from, to)| text.replace(from, to))
     }
 
-    /// What is wrong with the answer; nothing is a pass.
+    /// What is wrong with the answer; `None` if it is right.
     pub(crate) fn differences(&self, case: &Case, answer: &Answer) -> Option<String> {
         let fault = self.compare(case, answer).err()?;
         Some(format!("{}.http: {}\n    {fault}\n    got {:?}\n", case.name, case.why, shown(&answer.bytes)))
@@ -148,7 +149,7 @@ impl Placeholders {
         headers.retain(|(name, _)| name != "date");
         let is_head = case.request.starts_with(b"HEAD ");
         let golden = std::str::from_utf8(&case.body).unwrap();
-        // A listing has the ETag of its values.
+        // The ETag of a listing depends on its values.
         let moved = self.replaced(golden) != golden || case.head().target.ends_with('/');
         let want_body = self.body(case, body, is_head)?;
         let mut want: Vec<(String, String)> = case
@@ -156,7 +157,7 @@ impl Placeholders {
             .iter()
             .map(|(name, value)| (name.to_ascii_lowercase(), self.replaced(value)))
             .map(|(name, value)| match name.as_str() {
-                // Of a HEAD that would bring a token nobody here knows the length.
+                // For a HEAD whose GET would return a token, the length is not known here.
                 "content-length" if is_head && case.asks.is_some() => {
                     (name, header(&headers, "content-length"))
                 }
@@ -194,7 +195,8 @@ impl Placeholders {
         }
     }
 
-    /// The expected body; a minted one is read from the answer, looked at, and put in the golden one's place.
+    /// The expected body; if it has a minted token, that is taken from the answer and checked, and replaces
+    /// the golden one.
     fn body(&self, case: &Case, got: &[u8], is_head: bool) -> Result<String, String> {
         let want = self.replaced(std::str::from_utf8(&case.body).unwrap());
         let given = case.asks.as_deref().filter(|_| !is_head && case.given.is_none());
@@ -229,7 +231,7 @@ impl Placeholders {
     }
 }
 
-/// The golden replies are in HTTP/1.1; who speaks HTTP/1.0 is answered in it.
+/// The golden replies are in HTTP/1.1; a request in HTTP/1.0 gets a reply in HTTP/1.0.
 fn version(case: &Case) -> &'static str {
     if shown(&case.request).contains(" HTTP/1.0\r\n") { "HTTP/1.0" } else { "HTTP/1.1" }
 }
@@ -243,7 +245,7 @@ fn shown(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Requests that no HTTP parser takes, with the status of the refusal.
+/// Requests that every HTTP parser rejects, with the status of the refusal.
 pub(crate) fn unparsable() -> Vec<(&'static str, Vec<u8>, u16)> {
     let long = "x".repeat(20_000);
     vec![
@@ -262,7 +264,7 @@ pub(crate) fn unparsable() -> Vec<(&'static str, Vec<u8>, u16)> {
     ]
 }
 
-/// Every reply on the connection says who we are, the last one refuses and closes.
+/// Every reply on the connection has our headers; the last one refuses and closes.
 pub(crate) fn assert_refused(what: &str, got: &[u8], status: u16) {
     let text = shown(got);
     let heads: Vec<&str> = text.split("HTTP/1.1 ").skip(1).collect();

@@ -94,10 +94,10 @@ async fn run(
     let exchange = wire::exchange(at, &request, case.is_head());
     let answer = match tokio::time::timeout(PATIENCE, exchange).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(wire::Lost::Unreachable(why))) => {
+        Ok(Err(wire::AnswerFailure::Unreachable(why))) => {
             return Err(Failure::Engine(format!("nothing answers at {}: {why}", target.shown()).into()));
         }
-        Ok(Err(wire::Lost::Unread(why))) => return Ok(CaseOutcome::Deviates(why)),
+        Ok(Err(wire::AnswerFailure::Unread(why))) => return Ok(CaseOutcome::Deviates(why)),
         Err(_) => return Ok(CaseOutcome::Deviates(format!("no answer within {} s", PATIENCE.as_secs()))),
     };
     if case.is_identity() && answer.status == 404 {

@@ -70,7 +70,7 @@ fn chosen(name: &str, found: Vec<SocketAddr>) -> Result<SocketAddr, String> {
 }
 
 #[derive(Debug)]
-pub(super) enum Lost {
+pub(super) enum AnswerFailure {
     Unreachable(String),
     Unread(String),
 }
@@ -91,8 +91,12 @@ impl ServerAnswer {
 }
 
 /// The request asks for `Connection: close`, so all bytes received belong to the answer.
-pub(super) async fn exchange(at: SocketAddr, request: &str, head_only: bool) -> Result<ServerAnswer, Lost> {
-    let unreachable = |error: std::io::Error| Lost::Unreachable(error.to_string());
+pub(super) async fn exchange(
+    at: SocketAddr,
+    request: &str,
+    head_only: bool,
+) -> Result<ServerAnswer, AnswerFailure> {
+    let unreachable = |error: std::io::Error| AnswerFailure::Unreachable(error.to_string());
     let mut stream = TcpStream::connect(at).await.map_err(unreachable)?;
     // A server may answer and close before it has read the whole request.
     let _ = stream.write_all(request.as_bytes()).await;
@@ -103,16 +107,16 @@ pub(super) async fn exchange(at: SocketAddr, request: &str, head_only: bool) -> 
             Ok(0) => break,
             Ok(count) => bytes.extend_from_slice(&piece[..count]),
             Err(_) if !bytes.is_empty() => break,
-            Err(error) => return Err(Lost::Unread(format!("the connection broke off: {error}"))),
+            Err(error) => return Err(AnswerFailure::Unread(format!("the connection broke off: {error}"))),
         }
         if bytes.len() as u64 > LARGEST {
-            return Err(Lost::Unread("the answer is larger than 4 MiB".into()));
+            return Err(AnswerFailure::Unread("the answer is larger than 4 MiB".into()));
         }
         if is_whole(&bytes, head_only) {
             break;
         }
     }
-    read(&bytes, head_only).map_err(|what| Lost::Unread(what.into()))
+    read(&bytes, head_only).map_err(|what| AnswerFailure::Unread(what.into()))
 }
 
 fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {

@@ -1,4 +1,4 @@
-//! A container's power over its neighbours on our network: its effective capabilities and sysctls.
+//! Effective capabilities and sysctls with which a container could impersonate its neighbours on our network.
 
 use serde_json::Value;
 
@@ -20,8 +20,9 @@ const DEFAULT: [&str; 14] = [
     "AUDIT_WRITE",
 ];
 
-/// With one of these a container can impersonate its neighbour (a packet socket took a neighbour's token 3
-/// times of 3), change its own addresses, enter another network namespace, or load code into the kernel.
+/// With one of these a container can impersonate its neighbour (with a packet socket, it took a neighbour's
+/// token in 3 of 3 tries), change its own addresses, enter another network namespace, or load code into the
+/// kernel.
 const DANGEROUS: [&str; 5] = ["NET_RAW", "NET_ADMIN", "SYS_ADMIN", "SYS_MODULE", "BPF"];
 
 /// The effective capabilities of a HostConfig by the engine's rules: additions are applied after drops,
@@ -43,7 +44,7 @@ impl Capabilities {
         }
         let (mut add, mut drop) = (names(&host["CapAdd"]), names(&host["CapDrop"]));
         drop.extend(ours.iter().map(ToString::to_string));
-        // A field of development versions that sets the whole list; no release has it.
+        // A field of the engine's development versions that sets the whole list; no release has it.
         add.extend(names(&host["Capabilities"]));
         let all = |list: &[String]| list.iter().any(|name| name == "ALL");
         if all(&add) {
@@ -63,8 +64,9 @@ impl Capabilities {
         }
     }
 
-    /// The first capability that costs the container its identity: one that remains when we also drop
-    /// NET_RAW. A container alone on its network has no neighbour to impersonate and keeps NET_RAW.
+    /// The first capability because of which the container gets no identity: one that it keeps although we
+    /// also drop NET_RAW. A container that is alone on its network has no neighbour to impersonate and keeps
+    /// NET_RAW.
     pub(super) fn dangerous(host: &Value, alone: bool) -> Option<&'static str> {
         let effective = Self::dropping(host, &["NET_RAW"]);
         DANGEROUS.into_iter().find(|name| effective.has(name) && !(alone && *name == "NET_RAW"))
@@ -104,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_effective_set_is_what_counts() {
+    fn dangerous_capabilities_are_found_in_the_effective_set() {
         for (host, dangerous) in [
             (json!({}), None),
             (json!({"CapDrop": ["NET_RAW"]}), None),
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn sysctls_that_borrow_addresses() {
+    fn sysctls_that_allow_foreign_addresses_are_risky() {
         for bad in [
             "net.ipv4.ip_nonlocal_bind",
             "net/ipv4/conf/all/proxy_arp_pvlan",
@@ -150,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn who_keeps_net_raw_could_forge() {
+    fn a_container_with_net_raw_could_forge_addresses() {
         assert!(could_forge(&json!({})));
         assert!(could_forge(&json!({"Privileged": true})));
         assert!(could_forge(&json!({"CapDrop": ["NET_RAW"], "CapAdd": ["NET_ADMIN"]})));

@@ -1,9 +1,10 @@
-//! The additions to the create of a container whose identity has a part for AWS or Azure, and settings of it that
-//! would defeat them.
+//! What the proxy adds to the create of a container whose identity has AWS or Azure, and which settings of
+//! the container would make these additions useless.
 //!
-//! AWS: container credentials by the relative URI, which every client follows, at the relay's second address; where
-//! the relay has none, the metadata service (IMDS) at its only one. Azure: the form of App Service, which needs no
-//! special address. Both carry the secret of the lease; from another address it is worth nothing.
+//! AWS: container credentials by the relative URI, which every client follows, at the relay's second address;
+//! if the relay has no second address, the metadata service (IMDS) at its only one. Azure: the interface of
+//! App Service, which needs no special address. Container credentials and App Service need the secret of the
+//! lease, which the server accepts only from the container's own address.
 
 use super::environment::ContainerEnvironment;
 use super::question::Question;
@@ -12,14 +13,14 @@ use crate::loopback::is_capability;
 
 const RELATIVE: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
 const FULL: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
-/// IMDS at another address. The first ends in a slash, because version 2 of AWS's command line appends `latest/…`;
-/// object_store, which reads the second, appends `/latest/…`.
+/// IMDS at another address. The first ends in a slash, because version 2 of AWS's command line appends
+/// `latest/…`; object_store, which reads the second, appends `/latest/…`.
 const IMDS: [&str; 2] = ["AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_METADATA_ENDPOINT"];
 const REGION: [&str; 2] = ["AWS_REGION", "AWS_DEFAULT_REGION"];
 const APP_SERVICE: [&str; 2] = ["IDENTITY_ENDPOINT", "IDENTITY_HEADER"];
 
 /// Whether a session sets this value of a variable for AWS or Azure. `places` are the addresses at which the
-/// container may have found it; a path on loopback is known by its form.
+/// container may have reached the metadata server; a path on loopback is recognised by its form.
 pub(super) fn sets(name: &str, value: &str, places: &[String], region: Option<&str>) -> bool {
     let at = |rest: &str| {
         let place = value.strip_prefix("http://").and_then(|value| value.strip_suffix(rest));
@@ -47,12 +48,13 @@ pub(super) fn all() -> impl Iterator<Item = &'static str> {
     ours().chain(REGION)
 }
 
-/// Variables that a session sets for AWS and Azure, whose values are worth nothing elsewhere.
+/// Variables that a session sets for AWS and Azure, with values that are useless in any other container.
 pub(super) fn ours() -> impl Iterator<Item = &'static str> {
     [RELATIVE, FULL].into_iter().chain(IMDS).chain(APP_SERVICE)
 }
 
-/// A variable that keeps clients of a cloud from asking us: with any value, or with this one alone.
+/// A variable that keeps clients of a cloud from asking the metadata server: with any value, or only with the
+/// value `only`.
 #[derive(Clone, Copy, Debug)]
 pub struct Shadow {
     pub cloud: Cloud,
@@ -83,7 +85,7 @@ pub const SHADOWS: [Shadow; 15] = [
     Shadow { cloud: Cloud::Azure, name: "AZURE_TOKEN_CREDENTIALS", only: Some("dev") },
 ];
 
-/// Settings of the container that keep clients of the clouds of its identity from asking us.
+/// Settings of the container that keep clients of its identity's clouds from asking the metadata server.
 pub(super) fn shadows(
     env: &ContainerEnvironment<'_>,
     question: &Question<'_>,
@@ -101,7 +103,7 @@ pub(super) fn shadows(
         }
     }
     found.extend(shadows_of_imds(env, question).filter(|_| has(Cloud::Aws)));
-    // With the endpoint the pair is somebody else's, which is told already.
+    // If the endpoint is set too, the user has set both, and `SHADOWS` has reported the endpoint.
     if has(Cloud::Azure) && env.filled(APP_SERVICE[0]).is_none() && env.filled(APP_SERVICE[1]).is_some() {
         found.push("IDENTITY_HEADER is set".into());
     }
@@ -114,21 +116,21 @@ pub(super) fn shadows(
     found
 }
 
-/// What turns off IMDS, or sends its clients elsewhere, which matters only where it is the way to us; object_store
-/// needs it on a path as well.
+/// Variables that turn off IMDS or send its clients elsewhere. They matter only if clients reach us by IMDS,
+/// which object_store does on a loopback path, too.
 fn shadows_of_imds(env: &ContainerEnvironment<'_>, question: &Question<'_>) -> impl Iterator<Item = String> {
-    let (asked, with): (&[&str], bool) = match (question.path, question.wiring.at.container_credentials) {
+    let (asked, imds): (&[&str], bool) = match (question.path, question.wiring.at.container_credentials) {
         (Some(_), _) => (&IMDS[1..], false),
         (None, true) => (&[], false),
         (None, false) => (&IMDS, true),
     };
     let disabled = env.filled("AWS_EC2_METADATA_DISABLED").is_some_and(|value| value != "false");
     let elsewhere = asked.iter().copied().filter(|name| env.filled(name).is_some());
-    let names = elsewhere.chain((with && disabled).then_some("AWS_EC2_METADATA_DISABLED"));
+    let names = elsewhere.chain((imds && disabled).then_some("AWS_EC2_METADATA_DISABLED"));
     names.map(|name| format!("{name} is set")).collect::<Vec<_>>().into_iter()
 }
 
-/// Variables to set, each only where nobody has set it.
+/// Variables to set, each only if neither the request nor the image sets it.
 pub(super) fn environment(
     env: &ContainerEnvironment<'_>,
     question: &Question<'_>,
@@ -138,10 +140,10 @@ pub(super) fn environment(
     let at = path.map_or_else(|| wiring.at.address.to_string(), String::from);
     let mut out = vec![];
     let free = |names: &[&str]| names.iter().all(|name| env.filled(name).is_none());
-    // Where one of the two is set, clients differ in which they take.
+    // If one of the two is set already, the proxy sets neither: clients differ in which of them they use.
     if identity.has(Cloud::Aws) && free(&[RELATIVE, FULL]) {
         if path.is_some() {
-            // The path is a secret already.
+            // The path already contains a secret.
             out.push((FULL, format!("http://{at}/v2/credentials")));
             out.push((IMDS[1], format!("http://{at}")));
         } else if wiring.at.container_credentials {
@@ -151,11 +153,11 @@ pub(super) fn environment(
             out.push((IMDS[1], format!("http://{at}")));
         }
     }
-    // A pair as well: some clients read the first, others the second, and all are to agree.
+    // Both or neither: some clients read the first, others the second, and all must use the same region.
     if let Some(region) = wiring.aws_region.as_ref().filter(|_| identity.has(Cloud::Aws) && free(&REGION)) {
         out.extend(REGION.map(|name| (name, region.clone())));
     }
-    // A pair: with the first alone, Python's client finds nothing.
+    // Both or neither: with the first alone, Python's client finds no credentials.
     if identity.has(Cloud::Azure) && free(&APP_SERVICE) {
         out.push((APP_SERVICE[0], format!("http://{at}/msi/token")));
         out.push((APP_SERVICE[1], secret.to_owned()));

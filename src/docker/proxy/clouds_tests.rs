@@ -1,4 +1,5 @@
-//! What the create of a container gains for AWS and Azure, and what keeps its clients from asking us.
+//! What the proxy adds to a create for AWS and Azure, and which settings keep clients from asking the
+//! metadata server.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -19,7 +20,7 @@ use crate::workload::{By, Identity};
 
 const RELAY: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
-/// Sets the parts of an identity that a case needs.
+/// What a case sets of the identity, the relay and the path.
 #[derive(Clone, Copy)]
 struct Case<'a> {
     google: bool,
@@ -100,7 +101,7 @@ fn each_cloud_of_the_identity_is_in_the_environment() {
 }
 
 #[test]
-fn a_cloud_that_the_identity_does_not_have_leaves_no_trace() {
+fn a_cloud_that_the_identity_lacks_adds_nothing() {
     let (_, body) = judged(&plain(), &[], Case { google: false, azure: false, ..ALL });
     let env = env(&body);
     let names = |start: &str| env.keys().filter(|name| name.starts_with(start)).count();
@@ -114,7 +115,7 @@ fn a_cloud_that_the_identity_does_not_have_leaves_no_trace() {
 }
 
 #[test]
-fn without_the_second_address_clients_of_aws_ask_the_imds() {
+fn aws_clients_use_imds_without_the_credentials_address() {
     let (_, body) = judged(&plain(), &[], Case { credentials_address: false, ..ALL });
     let env = env(&body);
     // Version 2 of AWS's command line appends a path without a slash, object_store one with it.
@@ -125,21 +126,18 @@ fn without_the_second_address_clients_of_aws_ask_the_imds() {
 }
 
 #[test]
-fn on_the_hosts_network_the_path_comes_first() {
+fn on_the_hosts_network_urls_contain_the_loopback_path() {
     let body = json!({"Image": "i", "HostConfig": {"NetworkMode": "host"}});
     let (_, body) = judged(&body, &[], Case { path: Some("127.0.0.1:81/p4th"), ..ALL });
     let env = env(&body);
     assert_eq!(env["AWS_CONTAINER_CREDENTIALS_FULL_URI"], "http://127.0.0.1:81/p4th/v2/credentials");
     assert_eq!(env["AWS_METADATA_ENDPOINT"], "http://127.0.0.1:81/p4th");
     assert_eq!(env["IDENTITY_ENDPOINT"], "http://127.0.0.1:81/p4th/msi/token");
-    assert!(
-        !env.contains_key("AWS_EC2_METADATA_SERVICE_ENDPOINT"),
-        "the client of JavaScript drops the path"
-    );
+    assert!(!env.contains_key("AWS_EC2_METADATA_SERVICE_ENDPOINT"), "the JavaScript client drops the path");
 }
 
-/// What the server needs for the answer to a GET of this target.
-fn asked(target: &str, entered: Entered<'_>, header: Option<&str>) -> Step {
+/// The server's step for a GET of this target.
+fn step_for(target: &str, entered: Entered<'_>, header: Option<&str>) -> Step {
     let secret = Some(Arc::new(Secret::new("s3cret".to_string())));
     let aws = AwsView {
         role: "loader".into(),
@@ -167,15 +165,15 @@ fn asked(target: &str, entered: Entered<'_>, header: Option<&str>) -> Step {
 }
 
 #[test]
-fn the_server_answers_at_exactly_what_is_written() {
+fn the_server_answers_at_the_urls_in_the_environment() {
     const RESOURCE: &str = "?api-version=2019-08-01&resource=https://storage.azure.com";
     let (_, body) = judged(&plain(), &[], ALL);
     let own = env(&body);
     let uri = &own["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"];
-    assert!(matches!(asked(uri, Entered::Address, None), Step::AwsSession(_)), "{uri}");
+    assert!(matches!(step_for(uri, Entered::Address, None), Step::AwsSession(_)), "{uri}");
     let token =
         own["IDENTITY_ENDPOINT"].strip_prefix("http://169.254.169.254").unwrap().to_owned() + RESOURCE;
-    let step = asked(&token, Entered::Address, Some(&own["IDENTITY_HEADER"]));
+    let step = step_for(&token, Entered::Address, Some(&own["IDENTITY_HEADER"]));
     assert!(matches!(step, Step::AzureToken(_)), "{token}: {step:?}");
 
     let paths = Paths::new("127.0.0.1:81".parse().unwrap());
@@ -186,16 +184,16 @@ fn the_server_answers_at_exactly_what_is_written() {
     let behind = |url: &str| url.strip_prefix("http://127.0.0.1:81").unwrap().to_owned();
     let uri = behind(&own["AWS_CONTAINER_CREDENTIALS_FULL_URI"]);
     let (_, secret, rest) = paths.find(&uri).unwrap();
-    let step = asked(rest, Entered::Secret(secret), None);
+    let step = step_for(rest, Entered::Secret(secret), None);
     assert!(matches!(step, Step::AwsSession(_)), "{rest}: {step:?}");
     let token = behind(&own["IDENTITY_ENDPOINT"]) + RESOURCE;
     let (_, secret, rest) = paths.find(&token).unwrap();
-    let step = asked(rest, Entered::Secret(secret), Some(&own["IDENTITY_HEADER"]));
+    let step = step_for(rest, Entered::Secret(secret), Some(&own["IDENTITY_HEADER"]));
     assert!(matches!(step, Step::AzureToken(_)), "{rest}: {step:?}");
 }
 
 #[test]
-fn what_somebody_set_stays_and_is_told() {
+fn settings_of_the_user_stay_and_are_reported() {
     let body = json!({
         "Image": "i",
         "Env": ["AWS_PROFILE=dev", "AWS_REGION=us-east-1", "IDENTITY_ENDPOINT=http://elsewhere/", "MSI_ENDPOINT=",
@@ -210,7 +208,7 @@ fn what_somebody_set_stays_and_is_told() {
     assert!(
         !env.contains_key("IDENTITY_HEADER") && !env.contains_key("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
     );
-    let told: HashSet<&str> = notices.iter().map(String::as_str).collect();
+    let reported: HashSet<&str> = notices.iter().map(String::as_str).collect();
     let expected = [
         "AWS_PROFILE is set",
         "AWS_CONTAINER_CREDENTIALS_FULL_URI is set",
@@ -218,13 +216,13 @@ fn what_somebody_set_stays_and_is_told() {
         "AZURE_TOKEN_CREDENTIALS is dev",
         "a directory of AWS's tools is mounted at /root/.aws",
     ];
-    assert_eq!(told, HashSet::from(expected));
+    assert_eq!(reported, HashSet::from(expected));
     let (notices, _) = judged(&body, &[], Case { aws: false, azure: false, ..ALL });
-    assert_eq!(notices, Vec::<String>::new(), "of clouds that it does not have nothing is told");
+    assert_eq!(notices, Vec::<String>::new(), "settings for clouds that the identity lacks are not reported");
 }
 
 #[test]
-fn turning_off_the_imds_matters_where_it_is_the_way_to_us() {
+fn disabled_imds_is_reported_only_where_clients_need_it() {
     let body = json!({"Image": "i", "Env": ["AWS_EC2_METADATA_DISABLED=true"], "HostConfig": {}});
     assert_eq!(judged(&body, &[], ALL).0, Vec::<String>::new());
     let (notices, _) = judged(&body, &[], Case { credentials_address: false, ..ALL });
@@ -232,7 +230,7 @@ fn turning_off_the_imds_matters_where_it_is_the_way_to_us() {
 }
 
 #[test]
-fn what_sends_clients_of_the_imds_elsewhere_is_told() {
+fn other_imds_endpoints_are_reported_where_imds_is_used() {
     let set =
         ["AWS_EC2_METADATA_SERVICE_ENDPOINT=http://192.0.2.1", "AWS_METADATA_ENDPOINT=http://192.0.2.1"];
     assert_eq!(judged(&plain(), &set, ALL).0, Vec::<String>::new());
@@ -244,7 +242,7 @@ fn what_sends_clients_of_the_imds_elsewhere_is_told() {
 }
 
 #[test]
-fn a_lone_identity_header_is_told() {
+fn an_identity_header_without_endpoint_is_reported() {
     let (notices, body) = judged(&plain(), &["IDENTITY_HEADER=theirs"], ALL);
     assert_eq!(notices, ["IDENTITY_HEADER is set"]);
     assert!(!env(&body).contains_key("IDENTITY_ENDPOINT"));

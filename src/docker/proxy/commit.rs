@@ -1,6 +1,6 @@
-//! `docker commit`: an image of a container, without our additions. Elsewhere, and in a later session, the
-//! address of an ended relay would keep clients from finding the metadata server there, and the name of this
-//! machine's project should not spread.
+//! `docker commit` makes an image of a container; the proxy leaves our additions out of it. On another
+//! machine, or in a later session, the address of an ended relay would keep clients from finding the metadata
+//! server, and an image should not carry the name of this machine's project elsewhere.
 
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
@@ -23,8 +23,8 @@ use crate::docker::labels::{MODE_LABEL, SESSION_LABEL};
 use crate::json::{fields, strings};
 
 impl Proxy {
-    /// Judges and forwards a commit. The files are the container's; environment, labels and command can be
-    /// the request's.
+    /// Judges and forwards a commit. The files come from the container; the request can set environment,
+    /// labels and command.
     pub(super) async fn commit(
         &self,
         mut parts: Parts,
@@ -61,7 +61,8 @@ impl Proxy {
         self.engine.forward(request, uri, None).await
     }
 
-    /// The container whose network this one has: another one, or itself. One that is gone has no addresses.
+    /// The container whose network `container` uses: the one that it joined, or itself. `Null`, which has no
+    /// addresses, if the joined one is gone.
     async fn network_of(&self, container: &Value) -> Result<Value, Refusal> {
         let mode = container["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
         let Some(joined) = mode.strip_prefix("container:") else { return Ok(container.clone()) };
@@ -74,9 +75,9 @@ impl Proxy {
     }
 }
 
-/// Removes our additions to `container` from the image. The engine adds everything of the container that the
-/// request does not name, so each addition is named: a variable without a value is unset in every container
-/// of the image. `joined` is the container whose network it has.
+/// Leaves our additions to `container` out of the image. The engine copies everything of the container that
+/// the request does not name, so the request names each addition: a variable without a value is unset in
+/// every container of the image. `joined` is the container whose network `container` uses.
 fn leave_out(body: &mut Value, container: &Value, joined: &Value, wiring: &Wiring) {
     let config = &container["Config"];
     if !config["Labels"][SESSION_LABEL].is_string() || config["Labels"][ROLE.0] != ROLE.1 {
@@ -88,12 +89,12 @@ fn leave_out(body: &mut Value, container: &Value, joined: &Value, wiring: &Wirin
     let ours = |name: &str, own: Option<&str>| {
         value(name).filter(|value| !value.is_empty() && Some(*value) == own).map(|_| name.to_owned())
     };
-    let told = |name: &&str| value(name).is_some_and(|value| relays.iter().any(|relay| relay == value));
-    let mut unset: Vec<String> = METADATA_VARIABLES.into_iter().filter(told).map(String::from).collect();
+    let is_relay = |name: &&str| value(name).is_some_and(|value| relays.iter().any(|relay| relay == value));
+    let mut unset: Vec<String> = METADATA_VARIABLES.into_iter().filter(is_relay).map(String::from).collect();
     let region = wiring.aws_region.as_deref();
     let set = |name: &&str| value(name).is_some_and(|value| clouds::sets(name, value, &relays, region));
     unset.extend(clouds::all().filter(set).map(String::from));
-    // The pair of somebody else: a header alone proves nothing.
+    // If the endpoint is not ours, the user has set both: the header alone does not show that we set it.
     if !unset.iter().any(|name| name == "IDENTITY_ENDPOINT") {
         unset.retain(|name| name != "IDENTITY_HEADER");
     }
@@ -123,13 +124,16 @@ fn leave_out(body: &mut Value, container: &Value, joined: &Value, wiring: &Wirin
     }
 }
 
-/// Where the container may have been told to ask: where it finds Google's names, at the session's relay, and beside
-/// the addresses of the network that it has, which may be that of a container that it `joined`. `google` is its
-/// variable, which shows a path on loopback, or the relay of a joined container that is gone.
+/// The addresses of the metadata server that the proxy may have set in the container: that of Google's names
+/// in its hosts entries, that of the session's relay, and those of the relays on the networks of its
+/// addresses, or of the addresses of the container that it `joined`. `google` is the value of
+/// `GCE_METADATA_HOST`; it counts if it is a path on loopback, or if the container joined another one, which
+/// may be gone.
 fn relays(container: &Value, joined: &Value, google: Option<&str>, wiring: &Wiring) -> Vec<String> {
-    // A container that joined another one's network uses that one's hosts file.
+    // A container that joined another one's network uses that one's hosts file and has no entries of ours.
     let hosts: Vec<&str> = strings(&container["HostConfig"]["ExtraHosts"]).collect();
-    let told = wiring.names.iter().find_map(|name| hosts.iter().find_map(|entry| host_entry(entry, name)));
+    let in_hosts =
+        wiring.names.iter().find_map(|name| hosts.iter().find_map(|entry| host_entry(entry, name)));
     let networks = fields(&joined["NetworkSettings"]["Networks"]);
     let addresses = networks.flat_map(|(_, endpoint)| {
         [&endpoint["IPAddress"], &endpoint["IPAMConfig"]["IPv4Address"]].map(Value::as_str)
@@ -138,7 +142,7 @@ fn relays(container: &Value, joined: &Value, google: Option<&str>, wiring: &Wiri
     let joins =
         container["HostConfig"]["NetworkMode"].as_str().is_some_and(|mode| mode.starts_with("container:"));
     let google = google.filter(|at| joins || clouds::is_loopback_path(at));
-    let fixed = told.or(google).map(String::from).into_iter().chain([wiring.at.address.to_string()]);
+    let fixed = in_hosts.or(google).map(String::from).into_iter().chain([wiring.at.address.to_string()]);
     fixed.chain(beside).collect()
 }
 
@@ -157,7 +161,7 @@ mod tests {
         }
     }
 
-    /// The variables of an image of a container with these, of a session that has nothing of Google.
+    /// The variables in the commit of a container with `env`, to which the session added nothing for Google.
     fn left_out(env: &[&str], network: &Value) -> Vec<String> {
         let container = json!({
             "Config": {"Env": env, "Labels": {SESSION_LABEL: "0123abcd", "kfp-creds.role": "task"}},
@@ -169,9 +173,10 @@ mod tests {
         strings(&body["Env"]).map(String::from).collect()
     }
 
-    /// It has no addresses of its own, and where nothing of Google was added no variable shows the relay.
+    /// Such a container has no addresses of its own, and if nothing was added for Google, no variable shows
+    /// the relay.
     #[test]
-    fn a_container_that_joined_leaves_out_what_was_added() {
+    fn a_commit_of_a_joined_container_omits_our_variables() {
         let at = relay_beside("10.7.0.5".parse().unwrap());
         let secret = crate::loopback::capability().unwrap().expose().clone();
         let env = [
@@ -187,7 +192,7 @@ mod tests {
             "HostConfig": {"NetworkMode": format!("container:{}", "a".repeat(64))},
             "NetworkSettings": {"Networks": {}},
         });
-        // Stopped: only the configured address is left.
+        // The joined container is stopped: only its configured address is left.
         let joined = json!({"NetworkSettings": {"Networks": {"n": {"IPAddress": "", "IPAMConfig": {"IPv4Address": "10.7.0.5"}}}}});
         let mut body = Value::Null;
         leave_out(&mut body, &container, &joined, &wiring());
@@ -199,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_added_for_other_clouds_is_left_out_as_well() {
+    fn a_commit_omits_our_variables_for_aws_and_azure() {
         let secret = crate::loopback::capability().unwrap().expose().clone();
         let relative = format!("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/v2/credentials/{secret}");
         let header = format!("IDENTITY_HEADER={secret}");
@@ -217,7 +222,7 @@ mod tests {
         assert_eq!(found[..3], names);
         assert_eq!(found[3..], ["IDENTITY_ENDPOINT", "IDENTITY_HEADER", "NO_PROXY=a"]);
 
-        // In a network of its own the relay is beside the container's address.
+        // On a container's own network, the relay's address follows from the container's.
         let at = relay_beside("10.7.0.5".parse().unwrap());
         let imds = format!("AWS_EC2_METADATA_SERVICE_ENDPOINT=http://{at}/");
         for network in [json!({"IPAddress": "10.7.0.5"}), json!({"IPAMConfig": {"IPv4Address": "10.7.0.5"}})]
@@ -232,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_set_for_other_clouds_stays_in_the_image() {
+    fn a_commit_keeps_the_users_variables_for_aws_and_azure() {
         let theirs = [
             "AWS_CONTAINER_CREDENTIALS_FULL_URI=http://127.0.0.1:9911/creds",
             "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/get-credentials",
@@ -246,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_we_added_is_left_out_and_what_others_set_stays() {
+    fn a_commit_omits_our_additions_and_keeps_other_settings() {
         let container = json!({
             "Config": {
                 "Env": ["A=1", "GCE_METADATA_HOST=198.18.1.1", "GCE_METADATA_IP=own", "CPL_MACHINE_IS_GCE=YES",

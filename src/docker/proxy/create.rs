@@ -14,10 +14,10 @@ use tokio::sync::oneshot;
 
 use super::engine_client::{Body, Refusal, Reply, collect, full};
 use super::exit_codes::restarts_itself;
-use super::inputs::{self, Brought};
+use super::inputs::{self, FetchedDirectories};
 use super::judge::{self, Verdict};
 use super::leases::{LeaseSecret, Reach, lease_secret};
-use super::mount_sources::aside;
+use super::mount_sources::file_system_call;
 use super::path::ApiTarget;
 use super::question::{Candidate, Neighbour, Question};
 use super::reserved::ReservedKind;
@@ -49,9 +49,9 @@ impl Proxy {
         let task = Arc::new(self.task(&body, name.as_deref(), &rules).await);
         let Judged { verdict, place, secret, brought } =
             self.verdict(&mut body, &task, name.as_deref(), &rules).await?;
-        let given = Given::of(&body);
+        let given = CreateDetails::of(&body);
         let uri = target.uri().map_err(Refusal::malformed)?;
-        let again = (!brought.is_empty()).then(|| {
+        let without_inputs = (!brought.is_empty()).then(|| {
             let mut plain = body.clone();
             inputs::take_out(&mut plain, &brought);
             (json::rewritten(parts.clone(), &plain), uri.clone())
@@ -66,7 +66,7 @@ impl Proxy {
             Verdict::Pass(_) | Verdict::Refuse(_) => None,
         };
         self.settings.tasks.spawn("create", async move {
-            let reply = match proxy.forward_create(request, uri, again, &brought, &task).await {
+            let reply = match proxy.forward_create(request, uri, without_inputs, &brought, &task).await {
                 Ok(reply) if reply.status() == StatusCode::CREATED => {
                     proxy.created(reply, verdict, Reach { place, secret }, task, name, given).await
                 }
@@ -75,7 +75,7 @@ impl Proxy {
             drop(arriving);
             let _ = done.send(reply);
         });
-        outcome.await.unwrap_or_else(|_| Err(broken("the create did not come to its end")))
+        outcome.await.unwrap_or_else(|_| Err(failed("the create did not come to its end")))
     }
 
     /// Forwards the create; if the engine does not see the fetched inputs, repeats it without them.
@@ -83,13 +83,13 @@ impl Proxy {
         &self,
         request: Request<Body>,
         uri: Uri,
-        again: Option<(Request<Body>, Uri)>,
-        brought: &Brought,
+        without_inputs: Option<(Request<Body>, Uri)>,
+        brought: &FetchedDirectories,
         task: &Task,
     ) -> Result<Reply, Refusal> {
         let reply = self.engine.forward(request, uri, None).await?;
-        match again.filter(|_| !reply.status().is_success()) {
-            Some(again) => self.inputs.without(reply, again, brought, task).await,
+        match without_inputs.filter(|_| !reply.status().is_success()) {
+            Some(without_inputs) => self.inputs.without(reply, without_inputs, brought, task).await,
             None => Ok(reply),
         }
     }
@@ -101,19 +101,20 @@ impl Proxy {
             reading.directories().take(MOST_DIRECTORIES).map(String::from).collect();
         let host = self.settings.host_root.clone();
         let exists = move |directory: &String| host.find(Path::new(directory)).symlink_metadata().is_ok();
-        let there = match directories.is_empty() {
+        let existing = match directories.is_empty() {
             true => vec![],
             // If a file server hangs, all directories count as existing; the task then stays unknown.
             false => {
                 let looked = directories.clone();
-                aside(move || looked.into_iter().filter(exists).collect()).await.unwrap_or(directories)
+                file_system_call(move || looked.into_iter().filter(exists).collect())
+                    .await
+                    .unwrap_or(directories)
             }
         };
-        self.settings.evidence.task(reading, body, &rules.compiled, &there)
+        self.settings.evidence.task(reading, body, &rules.compiled, &existing)
     }
 
-    /// Judges the body and chooses the place where the container will reach us, which is written into the
-    /// body.
+    /// Judges the body, chooses where the container will reach us, and writes that into the body.
     async fn verdict(
         &self,
         body: &mut Value,
@@ -128,7 +129,7 @@ impl Proxy {
         }
         let neighbours = self.neighbours(&judge::container_references(body)).await?;
         let our_networks = self.ours_among(judge::network_references(body)).await?;
-        let brings = self.images.of(&image).await?;
+        let config = self.images.of(&image).await?;
         let mounts: Vec<_> = rules.mounts.iter().filter(|mount| mount.is_for(task)).collect();
         let joins = self.leases.joinable(body, &decision, rules, &neighbours).await?;
         let base = &self.settings.wiring;
@@ -143,13 +144,13 @@ impl Proxy {
             mounts: &mounts,
             decision: &decision,
             name,
-            image_env: &brings.env,
+            image_env: &config.env,
             neighbours: &neighbours,
             our_networks: &our_networks,
             wiring: &Wiring { at, ..base.clone() },
             session: &self.settings.session,
             mode: self.settings.mode,
-            // A container that joins another one is on that one's own network, too.
+            // A container that joins another one shares that container's own network.
             alone: self.settings.cells.is_some()
                 && matches!(decision, Decision::Attach(..))
                 && path.is_none(),
@@ -172,15 +173,15 @@ impl Proxy {
             _ => vec![],
         };
         let ours = task.kfp || !matches!(verdict, Verdict::Pass(_));
-        self.guard.create(body, &brings.env, ours, task).await?;
-        if rules.clear_entrypoint && brings.has_entrypoint && entrypoint::clear(body, task, &rules.compiled) {
+        self.guard.create(body, &config.env, ours, task).await?;
+        if rules.clear_entrypoint && config.has_entrypoint && entrypoint::clear(body, task, &rules.compiled) {
             self.entrypoints.once(&task.to_string(), image, entrypoint::CLEARED);
         }
         Ok(Judged { verdict, place, secret, brought })
     }
 
-    /// The place of a container that the rules give an identity. One that cannot have it takes none: making the
-    /// second network for it could fail, and then its create would.
+    /// Where a container to which the rules give an identity will reach us. For a container that cannot have
+    /// an identity, nothing is prepared: making the second network could fail, and with it the create.
     async fn place(&self, body: &Value, name: Option<&str>) -> Result<(Attachment, RelayAt), Refusal> {
         let on_loopback = body["HostConfig"]["NetworkMode"] == "host" && self.settings.loopback.is_some();
         let wiring = &self.settings.wiring;
@@ -203,7 +204,7 @@ impl Proxy {
         if self.settings.product != Product::Podman {
             return Ok(decision);
         }
-        if let Some(why) = podman::second_reading(body) {
+        if let Some(why) = podman::parsed_differently(body) {
             return Err(Refusal::malformed(why));
         }
         Ok(match (decision, podman::not_attachable(body)) {
@@ -246,8 +247,8 @@ impl Proxy {
         })
     }
 
-    /// The engine has created the container: establishes everything that must hold before the client gets the
-    /// answer.
+    /// Called when the engine has created the container: does everything that must be done before the client
+    /// gets the answer.
     async fn created(
         self: &Arc<Self>,
         reply: Reply,
@@ -255,18 +256,18 @@ impl Proxy {
         reach: Reach,
         task: Arc<Task>,
         name: Option<String>,
-        given: Given,
+        given: CreateDetails,
     ) -> Result<Reply, Refusal> {
         let (head, body) = reply.into_parts();
-        let body = body.collect().await.map_err(|_| broken("the engine's answer ended early"))?.to_bytes();
+        let body = body.collect().await.map_err(|_| failed("the engine's answer ended early"))?.to_bytes();
         let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
         let id = answer["Id"].as_str().and_then(ContainerId::parse);
-        let id = id.ok_or_else(|| broken("the engine's answer names no container"))?;
+        let id = id.ok_or_else(|| failed("the engine's answer names no container"))?;
         self.settings.created.store(true, Ordering::Relaxed);
         self.note_writable(&id, &given).await;
         match name {
             Some(name) => self.exits.watch(&id, Some(&name), given.restarts).await,
-            // The engine has chosen a name, and a client may wait by it.
+            // The engine has chosen a name, and a client may use it in a wait.
             None => {
                 tokio::join!(self.exits.watch(&id, None, given.restarts), self.learn_name(&id));
             }
@@ -281,7 +282,7 @@ impl Proxy {
                     let gets = &identity.name;
                     self.settings.console.notice(format!("{task}: {}; it gets {gets}", doubt(rule)));
                 }
-                self.say_shadows(&task, notices);
+                self.report_shadows(&task, notices);
             }
             Verdict::Join { identity, with, notices } => {
                 if let Err(why) = self.leases.join(&id, &with, &task).await {
@@ -291,7 +292,7 @@ impl Proxy {
                 let why = format!("it shares the network and the lease of {with}, as {name}");
                 self.settings.recorder.passed(&id, &task, &why);
                 self.settings.console.notice(format!("{task} ({id}): {why}, which ends with that container"));
-                self.say_shadows(&task, notices);
+                self.report_shadows(&task, notices);
             }
             Verdict::Pass(why) => {
                 self.settings.recorder.passed(&id, &task, &why);
@@ -323,7 +324,7 @@ impl Proxy {
         Ok(())
     }
 
-    fn say_shadows(&self, task: &Task, notices: Vec<String>) {
+    fn report_shadows(&self, task: &Task, notices: Vec<String>) {
         for notice in notices {
             self.settings
                 .console
@@ -331,8 +332,9 @@ impl Proxy {
         }
     }
 
-    /// Called before the client gets the answer, so before anything can run in the container.
-    async fn note_writable(&self, id: &ContainerId, given: &Given) {
+    /// Notes the host paths that the container can write. Called before the client gets the answer, so before
+    /// anything can run in the container.
+    async fn note_writable(&self, id: &ContainerId, given: &CreateDetails) {
         let mounted = match given.indirect {
             true => self.lookups.container(id.as_str()).await,
             false => Ok(None),
@@ -357,7 +359,7 @@ impl Proxy {
             Ok(reply) if reply.status().is_success() || reply.status() == StatusCode::NOT_FOUND => "",
             Ok(_) | Err(_) => "; the container could not be removed",
         };
-        broken(format!("{task} ({id}) could not be attached: {why}{left}"))
+        failed(format!("{task} ({id}) could not be attached: {why}{left}"))
     }
 }
 
@@ -369,26 +371,27 @@ struct Judged {
     place: Attachment,
     secret: LeaseSecret,
     /// Fetched directories that are mounted into the container.
-    brought: Brought,
+    brought: FetchedDirectories,
 }
 
-/// Parts of the body that are needed after it was sent to the engine.
+/// Parts of the body that the proxy needs after it has sent the body to the engine.
 #[derive(Debug)]
-struct Given {
-    /// The engine may start it again by itself.
+struct CreateDetails {
+    /// The engine may start the container again by itself.
     restarts: bool,
-    /// Only the body's `HostConfig`.
+    /// A body that has only the `HostConfig`; the writable paths are read from it.
     writable: Value,
+    /// The `HostConfig` does not show all host paths.
     indirect: bool,
 }
 
-impl Given {
+impl CreateDetails {
     fn of(body: &Value) -> Self {
         let writable = serde_json::json!({ "HostConfig": body["HostConfig"] });
         Self { restarts: restarts_itself(body), writable, indirect: writable::is_indirect(body) }
     }
 }
 
-fn broken(why: impl Into<String>) -> Refusal {
+fn failed(why: impl Into<String>) -> Refusal {
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, why)
 }

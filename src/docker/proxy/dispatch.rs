@@ -1,5 +1,5 @@
-//! Routes each request. Requests that target our objects are refused, those that could reach into a leased
-//! container are judged, and the rest passes.
+//! Routes each request. The proxy refuses requests that target our objects, judges those that could reach
+//! into a leased container, and passes the rest.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use crate::workload::ContainerId;
 
 impl Proxy {
     pub(super) async fn answer(self: &Arc<Self>, mut request: Request<Incoming>) -> Result<Reply, Refusal> {
-        sane(request.method(), request.headers())?;
+        reject_ambiguous(request.method(), request.headers())?;
         let target = ApiTarget::parse(request.uri()).map_err(Refusal::malformed)?;
         let route = target.route(request.method() == Method::DELETE);
         let looks = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -53,20 +53,20 @@ impl Proxy {
             Route::VolumeCreate if !looks => self.volume_create(parts, target, body).await,
             Route::Swarm if !looks => self.swarm(parts, target, body).await,
             Route::Build if !looks => {
-                self.things(&Route::Build, &target).await?;
+                self.refuse_reserved(&Route::Build, &target).await?;
                 self.uploads.build_context(parts, &target, body).await
             }
             Route::ImageLoad if !looks => self.uploads.image_load(parts, &target, body).await,
             Route::ImageCreate if !looks => {
-                self.things(&Route::ImageCreate, &target).await?;
+                self.refuse_reserved(&Route::ImageCreate, &target).await?;
                 self.uploads.image_create(parts, &target, body).await
             }
             Route::Commit if !looks => {
-                self.things(&Route::Commit, &target).await?;
+                self.refuse_reserved(&Route::Commit, &target).await?;
                 self.commit(parts, &target, body).await
             }
             Route::Network { ref name, ref action } if action == "connect" && !looks => {
-                self.things(&route, &target).await?;
+                self.refuse_reserved(&route, &target).await?;
                 self.network_connect(parts, &target, body, name).await
             }
             Route::NetworkCreate if !looks => self.network_create(parts, target, body).await,
@@ -75,14 +75,15 @@ impl Proxy {
             }
             other => {
                 if !looks {
-                    self.things(&other, &target).await?;
+                    self.refuse_reserved(&other, &target).await?;
                 }
                 self.engine.pass(parts, target.uri(), Either::Left(body)).await
             }
         }
     }
 
-    /// Names the engine behind this socket, so that no proxy is placed in front of another.
+    /// Names the engine behind this socket, so that another session uses the engine directly instead of this
+    /// proxy.
     fn probe(&self) -> Reply {
         let endpoint = self.settings.upstream.endpoint();
         let upstream = match endpoint.socket() {
@@ -158,8 +159,8 @@ impl Proxy {
         if privileged {
             let _none = self.leases.none_arriving().await;
             let Some(id) = self.lookups.locate(name).await? else {
-                // Not passed on: the container could exist, and be leased, by the time the engine looks it
-                // up.
+                // The proxy does not pass this on: the container could exist, and be leased, when the engine
+                // looks it up.
                 return Err(Refusal::new(StatusCode::NOT_FOUND, format!("no such container: {name}")));
             };
             if self.leases.has_identity(&id).await? {
@@ -204,7 +205,7 @@ impl Proxy {
         name: &str,
         action: &str,
     ) -> Result<Reply, Refusal> {
-        // If a container starts after the session's end has stopped the others, it would not be stopped.
+        // If a container started after the ending session has stopped the others, nothing would stop it.
         self.closing()?;
         // Below API 1.24 a start may contain a HostConfig, which could change a leased container.
         let bytes = collect(body).await?;
@@ -225,7 +226,7 @@ impl Proxy {
         if action == "start" && self.leases.is_leased(&id).await {
             self.logs.keep(&id).await;
         }
-        // Before the engine answers, because the container may have ended by then.
+        // The start is recorded before the engine answers, because the container may have ended by then.
         let before = self.exits.codes().begin(&id);
         let reply = self.engine.pass(parts, target.uri(), empty()).await;
         if reply.as_ref().map_or(true, |reply| reply.status().as_u16() >= 400) {
@@ -301,8 +302,8 @@ impl Proxy {
         self.engine.forward(rewritten(parts, &body), uri, None).await
     }
 
-    /// Refuses changes of our networks and images, also by builds and commits.
-    async fn things(&self, route: &Route, target: &ApiTarget) -> Result<(), Refusal> {
+    /// Refuses requests that change our networks and images, including builds and commits.
+    async fn refuse_reserved(&self, route: &Route, target: &ApiTarget) -> Result<(), Refusal> {
         match route {
             Route::Network { name, .. } if self.lookups.is_ours(ReservedKind::Network, name).await? => {
                 return Err(Refusal::forbidden(format!("network {name} is reserved")));
@@ -318,7 +319,7 @@ impl Proxy {
                     return Err(Refusal::forbidden(format!("container {source} is reserved")));
                 }
             }
-            Route::Build => self.build(target).await?,
+            Route::Build => self.judge_build(target).await?,
             _ => {}
         }
         let tagging = matches!(route, Route::Image { action, .. } if action == "tag")
@@ -331,7 +332,7 @@ impl Proxy {
     }
 
     /// Judges a build by the classic builder, which runs its steps on the network that the query names.
-    async fn build(&self, target: &ApiTarget) -> Result<(), Refusal> {
+    async fn judge_build(&self, target: &ApiTarget) -> Result<(), Refusal> {
         if let Some(key) = podman::build_key(target.query_keys()) {
             return Err(Refusal::forbidden(format!("{key} of a build would get past what is judged here")));
         }
@@ -342,7 +343,7 @@ impl Proxy {
             }
             return Ok(());
         };
-        // The engine resolves a name at every step; only an id keeps its meaning.
+        // The engine resolves a name again at every step; only an id always means the same container.
         let id = ContainerId::parse(joined)
             .ok_or_else(|| Refusal::malformed("networkmode=container: needs the full container id"))?;
         let _none = self.leases.none_arriving().await;
@@ -362,7 +363,7 @@ fn empty() -> Body {
 }
 
 /// Rejects requests that the engine could parse differently.
-fn sane(method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
+fn reject_ambiguous(method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
     if *method == Method::CONNECT {
         return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this is not a forward proxy"));
     }

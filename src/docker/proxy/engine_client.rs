@@ -26,7 +26,7 @@ use crate::process::Tasks;
 /// Largest body held in memory: kfp puts a component's source and inputs into its create request.
 pub(super) const BODY_BOUND: usize = 32 << 20;
 
-/// A body from the other side, or one made here: whole or streamed.
+/// A body that a peer sends, or one made here, whole or streamed.
 pub(super) type Body = Either<Incoming, Either<Full<Bytes>, UnsyncBoxBody<Bytes, hyper::Error>>>;
 pub(super) type Reply = Response<Body>;
 
@@ -88,15 +88,15 @@ pub(super) async fn collect(body: Incoming) -> Result<Bytes, Refusal> {
 /// The client's end of a request that may become a raw stream.
 #[derive(Debug)]
 pub(super) enum RawClient {
-    /// The client asked for an upgrade to this protocol; hyper gives its connection up after the 101.
+    /// The client asked for an upgrade to this protocol; hyper releases its connection after the 101.
     Upgrade(OnUpgrade, HeaderValue),
-    /// The client sent no `Upgrade` and expects `200` followed by the stream; the engine answers such clients
-    /// (dockerode, curl) like that.
+    /// The client sent no `Upgrade` and expects `200` followed by the stream, as the engine answers such
+    /// clients (dockerode, curl).
     Bare(Handover),
 }
 
 /// Passes an engine's raw stream from a handler to the task that owns the client's connection. Needed because
-/// hyper's server gives a connection up only after a 101.
+/// hyper's server releases a connection only after a 101.
 #[derive(Clone, Debug)]
 pub(super) struct Handover(pub(super) mpsc::Sender<RawStream>);
 
@@ -125,22 +125,22 @@ impl EngineClient {
         B: hyper::body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let stream = self.upstream.connect().await.map_err(|error| self.silent(error.to_string()))?;
+        let stream = self.upstream.connect().await.map_err(|error| self.no_answer(error.to_string()))?;
         let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
             .preserve_header_case(true)
             .max_headers(MAX_HEADERS)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| self.silent(error.to_string()))?;
+            .map_err(|error| self.no_answer(error.to_string()))?;
         self.tasks.spawn("engine connection", async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "a connection to the engine broke");
             }
         });
-        sender.send_request(request).await.map_err(|error| self.silent(error.to_string()))
+        sender.send_request(request).await.map_err(|error| self.no_answer(error.to_string()))
     }
 
-    fn silent(&self, error: String) -> Refusal {
+    fn no_answer(&self, error: String) -> Refusal {
         let at = self.upstream.endpoint();
         Refusal::new(StatusCode::BAD_GATEWAY, format!("no answer from the engine at {at}: {error}"))
     }
@@ -156,7 +156,7 @@ impl EngineClient {
         self.exchange(request.map_err(|_| Refusal::malformed("a name that no path can hold"))?).await
     }
 
-    /// The JSON at `path`; `None` if the engine answers without success.
+    /// The JSON at `path`; `None` if the engine answers with another status than success.
     pub(super) async fn look(&self, path: &str) -> Result<Option<Value>, Refusal> {
         let reply = self.ask(Method::GET, path).await?;
         if !reply.status().is_success() {
@@ -166,9 +166,9 @@ impl EngineClient {
     }
 
     /// Forwards the client's request in canonical form and returns the reply, streamed. `raw` is the client's
-    /// end if the request may become a raw stream; the engine is then always asked for an upgrade. Bytes
-    /// become a stream only after its 101: after any other answer the client's connection stays HTTP, and
-    /// what follows on it is judged.
+    /// end if the request may become a raw stream; the proxy then always asks the engine for an upgrade. The
+    /// connection becomes a raw stream only after the engine's 101: after any other answer it stays HTTP, and
+    /// the requests that follow are judged.
     pub(super) async fn forward<B>(
         &self,
         request: Request<B>,
@@ -194,7 +194,7 @@ impl EngineClient {
         Ok(reply)
     }
 
-    /// Forwards a request as it is, to the target in its canonical form.
+    /// Forwards a request unchanged, to its target in canonical form.
     pub(super) async fn pass(
         &self,
         parts: Parts,
@@ -260,7 +260,7 @@ impl EngineClient {
     }
 }
 
-/// A connection that has left HTTP/1.1: its stream, and the bytes already read from it.
+/// A connection after its upgrade: its stream, and the bytes already read from it.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) stream: UnixStream,
@@ -293,14 +293,13 @@ pub(super) async fn opened_engine(upgraded: OnUpgrade, tasks: &Tasks) -> Option<
 /// Passes the engine's stream to the task that owns the client's connection. Returns only if that task has
 /// ended with the client; nobody reads the refusal then.
 async fn hand_over(client: &Handover, headers: &HeaderMap, engine: OnUpgrade) -> Refusal {
-    // Engines answer raw-stream to clients without an upgrade, whatever the format of the frames.
+    // To clients without an upgrade, engines send the type raw-stream, whatever the format of the frames.
     let mut head =
         b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: close\r\n"
             .to_vec();
-    let about_the_hop =
-        [header::CONNECTION, header::UPGRADE, header::CONTENT_TYPE, header::TRANSFER_ENCODING];
+    let hop_headers = [header::CONNECTION, header::UPGRADE, header::CONTENT_TYPE, header::TRANSFER_ENCODING];
     for (name, value) in headers {
-        if !about_the_hop.contains(name) && name != header::CONTENT_LENGTH {
+        if !hop_headers.contains(name) && name != header::CONTENT_LENGTH {
             head.extend_from_slice(name.as_str().as_bytes());
             head.extend_from_slice(b": ");
             head.extend_from_slice(value.as_bytes());
@@ -344,9 +343,9 @@ fn strip(headers: &mut HeaderMap, head: bool) {
     }
 }
 
-/// Copies both ways until both ends are done. The end of one direction (a client's end of stdin) is passed on
-/// while the other direction continues; if one end is closed altogether, both end. `read` are bytes that
-/// arrived from the client in one read with the request's head; they belong to the stream.
+/// Copies both ways until both directions are done. When one of them ends (a client closes stdin), the proxy
+/// passes the end on and the other continues; when a peer has closed both, the copy ends. `read` are bytes
+/// that arrived from the client in one read with the request's head; they belong to the stream.
 pub(super) async fn splice(mut from_client: UnixStream, read: &[u8], engine: OnUpgrade) {
     let Ok(engine) = engine.await else { return };
     let Ok(engine) = engine.downcast::<TokioIo<EngineStream>>() else { return };
@@ -366,7 +365,7 @@ pub(super) async fn splice(mut from_client: UnixStream, read: &[u8], engine: OnU
             tokio::select! {
                 () = one_way(client_in, engine_out) => {}
                 // A stream over TLS or ssh ends in both directions at once.
-                () = to_its_end(engine_in, client_out) => {}
+                () = copy_to_end(engine_in, client_out) => {}
             }
             return;
         }
@@ -378,14 +377,14 @@ pub(super) async fn splice(mut from_client: UnixStream, read: &[u8], engine: OnU
     }
 }
 
-async fn to_its_end(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+async fn copy_to_end(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
     let _ = copy(&mut from, &mut to).await;
     let _ = to.shutdown().await;
 }
 
 /// Copies to the end of `from`, passes the end on, and returns when the peer of `from` has closed both
-/// directions. A failed write is no reason to return: the other side may hold output that is still to be
-/// read, and the copy of that direction ends the pair.
+/// directions. A failed write is no reason to return: the other side may still have output to send, and the
+/// copy of that direction ends both.
 pub(super) async fn one_way(mut from: ReadHalf<'_>, mut to: impl AsyncWrite + Unpin) {
     let _ = copy(&mut from, &mut to).await;
     let _ = to.shutdown().await;

@@ -1,6 +1,6 @@
 //! The `ENTRYPOINT` of a kfp task's image. In Kubernetes, and so wherever else a pipeline runs, a component's
-//! `command` replaces it; `kfp.local` sends command and arguments as Docker's `Cmd`, which the engine passes
-//! to the `ENTRYPOINT`.
+//! `command` replaces the `ENTRYPOINT`; `kfp.local` sends command and arguments as Docker's `Cmd`, which the
+//! engine passes to the `ENTRYPOINT` as arguments.
 
 use serde_json::Value;
 
@@ -11,13 +11,13 @@ use crate::workload::Task;
 pub(super) const CLEARED: &str = "its command runs in the place of its image's ENTRYPOINT, as in Kubernetes; \
                                   clear_entrypoint = false runs it behind";
 
-/// Programs that a command, unlike a list of arguments, begins with.
+/// If the first word is one of these programs, the words are a command and not only arguments.
 const PROGRAMS: [&str; 8] = ["sh", "bash", "dash", "ash", "/bin/sh", "/bin/bash", "python", "python3"];
 
 /// Clears the `ENTRYPOINT` if the component has a command; returns whether it did. Otherwise the
 /// `ENTRYPOINT` stays, because arguments alone are meant for it.
 pub(super) fn clear(body: &mut Value, task: &Task, compiled: &Compiled) -> bool {
-    // A caller that passed `entrypoint=` to the runner has decided.
+    // A caller that passed `entrypoint=` to the runner has chosen the `ENTRYPOINT`.
     if !task.kfp || !body["Entrypoint"].is_null() {
         return false;
     }
@@ -30,7 +30,7 @@ pub(super) fn clear(body: &mut Value, task: &Task, compiled: &Compiled) -> bool 
         None => task.function.is_some() || words.first().is_some_and(|first| is_program(first)),
     };
     if commanded {
-        // An empty list differs from null: the engine then ignores the image's.
+        // With an empty list, unlike null, the engine ignores the image's `ENTRYPOINT`.
         body["Entrypoint"] = Value::Array(vec![]);
     }
     commanded
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compiled_pipeline_knows_whether_there_is_a_command() {
+    fn a_compiled_pipeline_decides_whether_there_is_a_command() {
         let kfp = Task { kfp: true, image: "i:1".into(), ..Task::default() };
         for (container, words, clears) in [
             (r#"{"image": "i:1", "command": ["gsutil"], "args": ["ls"]}"#, ["gsutil", "ls"], true),

@@ -1,4 +1,4 @@
-//! The environment that a container will have: that of its create request over that of its image.
+//! The environment that a container will have: its create request's variables override those of its image.
 
 use serde_json::Value;
 

@@ -1,10 +1,10 @@
 //! Exit codes of this session's containers, from the engine's events (`exit_watch`).
 //!
 //! An auto-removed container can be gone before its client waits for it; kfp 2.16 and later then report
-//! success (kubeflow/pipelines #13332). So a container is recorded before its create is answered. When a client
-//! waits, the proxy asks the engine first and answers from this record if the engine says 404.
+//! success (kubeflow/pipelines #13332). So a container is recorded before its create is answered. When a
+//! client waits, the proxy asks the engine first and answers from this record if the engine says 404.
 //!
-//! A session may live for weeks: what is left of a container that is gone is bounded (`removed`).
+//! A session may run for weeks, so the memory for removed containers is bounded (`removed`).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,12 +24,12 @@ use crate::docker::events::ContainerEvent;
 use crate::json::fields;
 use crate::workload::ContainerId;
 
-/// Recorded containers that still exist, each on the engine's disk; beyond it the oldest that ended count as removed.
+/// Most recorded containers that still exist; beyond this, the oldest one that has ended counts as removed.
 const PRESENT: usize = 16_384;
-/// How long an answer may wait for the event of the removal, after the engine has removed a container.
-const LAST_WORD: Duration = Duration::from_secs(10);
-/// How long an answer waits for the event of the end if that of the removal came first (Podman).
-const EVENT_WITHIN: Duration = Duration::from_secs(3);
+/// How long an answer waits for the removal event of a container that the engine has removed.
+const REMOVED_WITHIN: Duration = Duration::from_secs(10);
+/// How long an answer waits for the die event if the removal event came first (Podman).
+const DIED_WITHIN: Duration = Duration::from_secs(3);
 
 /// The exit codes of this session's containers; clones share them.
 #[derive(Clone, Debug, Default)]
@@ -46,43 +46,44 @@ struct Records {
     present: HashMap<ContainerId, Present>,
     gone: Removed,
     ends: Option<mpsc::UnboundedSender<ContainerId>>,
-    /// How many were recorded so far.
+    /// How many containers were recorded so far.
     recorded: u64,
 }
 
-/// A container that the engine has.
+/// A container that the engine still has, according to its events.
 #[derive(Debug)]
 struct Present {
     name: Option<Box<str>>,
     recorded: u64,
     /// Whether it has run.
     started: bool,
-    /// The engine may start it again by itself.
+    /// The engine may start the container again by itself.
     restarts: bool,
     /// The exit code of its last run; `None` while it runs, and before it runs.
     code: Option<u32>,
-    /// The code in the event that the lifecycle read; `None` after a start, since that event may be of the run before.
-    told: Option<u32>,
+    /// The code that lifecycle read, if `code` stays unknown; `None` after a start: it may be an earlier
+    /// run's.
+    backup: Option<u32>,
 }
 
-/// How a container ended that is not there any more.
+/// How a removed container ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Fate {
-    /// The engine still had it when its last event came.
+enum EndState {
+    /// No event of its removal has arrived.
     Present,
     NeverRan,
     Code(u32),
     Unknown,
 }
 
-/// What a start that failed is to leave as it was.
+/// The state before a start, to be restored if the start fails.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct BeforeStart {
     started: bool,
     code: Option<u32>,
 }
 
-/// Whether the engine may start it again by itself, by the restart policy of a create body, whatever the case of keys.
+/// Whether a create body's restart policy, with keys in any case, lets the engine restart the container.
 pub(super) fn restarts_itself(body: &Value) -> bool {
     let policy = fields(&body["HostConfig"]["RestartPolicy"]);
     let mut names = policy.filter_map(|(_, value)| value.as_str());
@@ -99,12 +100,12 @@ impl ExitCodes {
         .map(i64::from)
     }
 
-    /// The code of a container's end as the lifecycle read it. It counts only if the events read here had none.
+    /// Stores the exit code that lifecycle read. It counts only if the events read here contain none.
     pub fn died(&self, container: &ContainerId, code: i64) {
         let Some(code) = valid(code) else { return };
         self.change(|records| {
             if let Some(present) = records.present.get_mut(container) {
-                present.told = Some(code);
+                present.backup = Some(code);
             } else if let Some(gone) = records.gone.code(container).filter(|gone| **gone == UNKNOWN) {
                 *gone = code;
             }
@@ -136,24 +137,24 @@ impl ExitCodes {
         });
     }
 
-    /// A start is about to reach the engine: the code of an earlier run is none of the next one's.
+    /// Called before a start reaches the engine: the code of an earlier run must not count for the next one.
     pub(super) fn begin(&self, container: &ContainerId) -> BeforeStart {
         self.with(|records| {
             let Some(present) = records.present.get_mut(container) else { return BeforeStart::default() };
             let before = BeforeStart { started: present.started, code: present.code };
-            (present.started, present.code, present.told) = (true, None, None);
+            (present.started, present.code, present.backup) = (true, None, None);
             before
         })
     }
 
-    /// That start failed.
+    /// Called if that start failed.
     pub(super) fn undo(&self, container: &ContainerId, before: BeforeStart) {
         self.change(|records| {
             if let Some(present) = records.present.get_mut(container) {
                 present.started = before.started;
                 present.code = present.code.or(before.code);
             } else if let Some(gone) = records.gone.code(container).filter(|_| !before.started) {
-                // Removed because it could not start.
+                // The engine removed the container because it could not start.
                 *gone = NEVER_RAN;
             }
         });
@@ -169,7 +170,7 @@ impl ExitCodes {
                 started: false,
                 restarts,
                 code: None,
-                told: None,
+                backup: None,
             };
             records.present.insert(container.clone(), present);
             if records.present.len() > PRESENT {
@@ -180,7 +181,7 @@ impl ExitCodes {
         });
     }
 
-    /// An event of the engine, in the order in which it was sent.
+    /// Processes an event of the engine. Events must come in the order in which the engine sent them.
     pub(super) fn happened(&self, event: &ContainerEvent) {
         self.change(|records| match event {
             ContainerEvent::Started(container) => {
@@ -196,7 +197,7 @@ impl ExitCodes {
         });
     }
 
-    /// After a gap: all containers of the engine, and whether each runs. Returns those that ended with an unknown code.
+    /// Called after a gap, with all containers and which run. Returns those that ended with an unknown code.
     pub(super) fn listed(&self, all: &HashMap<ContainerId, bool>) -> Vec<ContainerId> {
         self.change(|records| {
             let missing: HashSet<ContainerId> =
@@ -205,8 +206,8 @@ impl ExitCodes {
                 if let Some(present) = records.present.get_mut(container)
                     && present.restarts
                 {
-                    // It may have run again in the gap.
-                    (present.code, present.told) = (None, None);
+                    // The container may have run again in the gap.
+                    (present.code, present.backup) = (None, None);
                 }
                 records.removed(container);
             }
@@ -222,7 +223,7 @@ impl ExitCodes {
         })
     }
 
-    /// The code of a container that does not run, as the engine shows it.
+    /// Stores the exit code that the engine's inspect shows for a container that does not run.
     pub(super) fn inspected(&self, container: &ContainerId, code: i64) {
         self.change(|records| records.ended(container, valid(code)));
     }
@@ -250,66 +251,66 @@ impl ExitCodes {
                 return Some(id);
             }
             let present = records.present.keys().filter(|id| id.as_str().starts_with(reference)).cloned();
-            let mut found = present.chain(records.gone.beginning(reference));
+            let mut found = present.chain(records.gone.with_id_prefix(reference));
             found.next().filter(|_| found.next().is_none())
         })
     }
 
-    fn fate(&self, container: &ContainerId) -> Option<Fate> {
+    fn fate(&self, container: &ContainerId) -> Option<EndState> {
         self.with(|records| {
             if records.present.contains_key(container) {
-                return Some(Fate::Present);
+                return Some(EndState::Present);
             }
             records.gone.code(container).map(|code| match *code {
-                NEVER_RAN => Fate::NeverRan,
-                UNKNOWN => Fate::Unknown,
-                code => Fate::Code(code),
+                NEVER_RAN => EndState::NeverRan,
+                UNKNOWN => EndState::Unknown,
+                code => EndState::Code(code),
             })
         })
     }
 
-    /// How a container that the engine has removed ended; `None` if it was never recorded. Its code counts only when
-    /// the event of its removal is here: an earlier run may have had another.
-    async fn last(&self, container: &ContainerId) -> Option<Fate> {
+    /// How a container that the engine has removed ended; `None` if it was never recorded. Waits for the
+    /// event of the removal: until then, the recorded code may be that of an earlier run.
+    async fn final_fate(&self, container: &ContainerId) -> Option<EndState> {
         let mut changed = self.0.changed.subscribe();
-        let (removed, told) = (Instant::now() + LAST_WORD, Instant::now() + EVENT_WITHIN);
+        let (removal_until, die_until) = (Instant::now() + REMOVED_WITHIN, Instant::now() + DIED_WITHIN);
         loop {
             let until = match self.fate(container)? {
-                Fate::Present => removed,
-                Fate::Unknown => told,
+                EndState::Present => removal_until,
+                EndState::Unknown => die_until,
                 fate => return Some(fate),
             };
             if !matches!(timeout_at(until, changed.changed()).await, Ok(Ok(()))) {
                 break;
             }
         }
-        // Without that event, a container that runs once has ended once.
+        // Without that event, the recorded code counts only if the container cannot have run again by itself.
         self.with(|records| match records.present.get(container) {
-            Some(present) if !present.started => Some(Fate::NeverRan),
-            Some(present) if present.restarts => Some(Fate::Unknown),
-            Some(present) => Some(present.code.or(present.told).map_or(Fate::Unknown, Fate::Code)),
-            None => Some(Fate::Unknown),
+            Some(present) if !present.started => Some(EndState::NeverRan),
+            Some(present) if present.restarts => Some(EndState::Unknown),
+            Some(present) => Some(present.code.or(present.backup).map_or(EndState::Unknown, EndState::Code)),
+            None => Some(EndState::Unknown),
         })
     }
 
     /// The container's exit code, once it is known.
     pub(super) async fn last_code(&self, container: &ContainerId) -> Option<i64> {
-        match self.last(container).await? {
-            Fate::Code(code) => Some(code.into()),
-            Fate::Present | Fate::NeverRan | Fate::Unknown => None,
+        match self.final_fate(container).await? {
+            EndState::Code(code) => Some(code.into()),
+            EndState::Present | EndState::NeverRan | EndState::Unknown => None,
         }
     }
 
-    /// A client's wait: the engine's answer, or our record if the engine answers 404, or without a code, and the
-    /// proxy knows the exit. A 200 is passed on at once: clients start the container only after it.
+    /// The answer to a client's wait: the engine's, or our record if that is a 404 or has no code and the
+    /// proxy knows the exit. The head of a 200 passes at once: clients start the container after it.
     pub(super) async fn wait(&self, name: &str, reply: Reply) -> Reply {
         let (mut head, body) = reply.into_parts();
         match (head.status, body) {
             (StatusCode::OK, Either::Left(engine)) => {
                 head.headers.remove(header::CONTENT_LENGTH);
                 let (codes, name) = (self.clone(), name.to_owned());
-                let words = async move { codes.instead_of(engine, &name).await.map(Frame::data) };
-                let body = StreamBody::new(futures_util::stream::once(words)).boxed_unsync();
+                let answer = async move { codes.with_recorded_code(engine, &name).await.map(Frame::data) };
+                let body = StreamBody::new(futures_util::stream::once(answer)).boxed_unsync();
                 Response::from_parts(head, Either::Right(Either::Right(body)))
             }
             (StatusCode::NOT_FOUND, body) => {
@@ -320,14 +321,14 @@ impl ExitCodes {
         }
     }
 
-    /// The answer to a wait for a container that the engine has removed; `None` if the engine's 404 is right.
+    /// The answer to a wait for a container that the engine has removed; `None` if the engine's 404 stands.
     async fn answer(&self, reference: &str) -> Option<Reply> {
         let id = self.find(reference)?;
-        Some(match self.last(&id).await? {
-            // There was no exit.
-            Fate::NeverRan => return None,
-            Fate::Code(code) => json_reply(StatusCode::OK, words(code)),
-            Fate::Present | Fate::Unknown => Refusal::new(
+        Some(match self.final_fate(&id).await? {
+            // The container never ran, so there is no exit code.
+            EndState::NeverRan => return None,
+            EndState::Code(code) => json_reply(StatusCode::OK, wait_body(code)),
+            EndState::Present | EndState::Unknown => Refusal::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 format!("the exit code of {id} is not known: the engine broke off; treat the task as failed"),
             )
@@ -335,19 +336,19 @@ impl ExitCodes {
         })
     }
 
-    /// The engine's words about an exit; ours where they have no code and it is known here.
-    async fn instead_of(&self, engine: Incoming, name: &str) -> Result<Bytes, hyper::Error> {
+    /// The engine's answer to a wait; ours if the engine's has no code and the code is known here.
+    async fn with_recorded_code(&self, engine: Incoming, name: &str) -> Result<Bytes, hyper::Error> {
         let theirs = engine.collect().await?.to_bytes();
-        let said: Value = serde_json::from_slice(&theirs).unwrap_or_default();
-        if said["StatusCode"].as_i64().is_some_and(|code| code >= 0) {
+        let parsed: Value = serde_json::from_slice(&theirs).unwrap_or_default();
+        if parsed["StatusCode"].as_i64().is_some_and(|code| code >= 0) {
             return Ok(theirs);
         }
         let ours = match self.find(name) {
-            Some(id) => self.last(&id).await,
+            Some(id) => self.final_fate(&id).await,
             None => None,
         };
         Ok(match ours {
-            Some(Fate::Code(code)) => words(code),
+            Some(EndState::Code(code)) => wait_body(code),
             _ => theirs,
         })
     }
@@ -358,7 +359,7 @@ impl Records {
         if let Some(present) = self.present.get_mut(container) {
             present.started = true;
             let Some(code) = code else { return };
-            // Repeated by the engine after a gap.
+            // The engine repeats events after a gap.
             if present.code.replace(code) == Some(code) {
                 return;
             }
@@ -379,7 +380,7 @@ impl Records {
     fn removed(&mut self, container: &ContainerId) {
         if let Some(present) = self.present.remove(container) {
             let code =
-                if present.started { present.code.or(present.told).unwrap_or(UNKNOWN) } else { NEVER_RAN };
+                if present.started { present.code.or(present.backup).unwrap_or(UNKNOWN) } else { NEVER_RAN };
             self.gone.push(container, present.name.as_deref(), code);
             if self.present.capacity() > 64 + self.present.len() * 4 {
                 self.present.shrink_to(self.present.len() * 2);
@@ -388,12 +389,12 @@ impl Records {
     }
 }
 
-/// Podman 5.4 answers some waits with -1. No container of Linux has a code above 255.
+/// Podman 5.4 answers some waits with -1. No Linux container has a code above 255.
 fn valid(code: i64) -> Option<u32> {
     u32::try_from(code).ok().filter(|code| *code < NEVER_RAN)
 }
 
-fn words(code: u32) -> Bytes {
+fn wait_body(code: u32) -> Bytes {
     Bytes::from(format!("{{\"StatusCode\":{code}}}"))
 }
 
@@ -409,7 +410,7 @@ mod tests {
         ContainerEvent::Died { container: container.clone(), code: Some(code), at: None }
     }
 
-    /// It runs, and runs again if `codes` has several; then it is removed.
+    /// Records a container that runs once for each of `exits` and is then removed.
     fn ran(codes: &ExitCodes, number: usize, name: &str, exits: &[i64]) -> ContainerId {
         let id = container(number);
         codes.record(&id, Some(name), false);
@@ -422,7 +423,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_last_run_counts_and_names_and_beginnings_are_found() {
+    async fn the_last_run_counts_and_names_and_id_prefixes_are_found() {
         let codes = ExitCodes::default();
         let first = ran(&codes, 0xa1, "/twice", &[3]);
         let again = ran(&codes, 0xa2, "twice", &[4, 5]);
@@ -431,9 +432,9 @@ mod tests {
         assert_eq!(codes.find(again.as_str()), Some(again.clone()));
         assert_eq!(codes.find(&"0".repeat(40)), None, "two begin like this");
         assert_eq!((codes.find("tw"), codes.find("")), (None, None));
-        let there = container(0xb3);
-        codes.record(&there, Some("twice"), false);
-        assert_eq!(codes.find("twice"), Some(there), "the engine has one of that name");
+        let present = container(0xb3);
+        codes.record(&present, Some("twice"), false);
+        assert_eq!(codes.find("twice"), Some(present), "the engine has one of that name");
     }
 
     #[tokio::test(start_paused = true)]
@@ -454,7 +455,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_code_after_the_removal_counts_and_no_code_is_no_zero() {
+    async fn a_code_after_the_removal_counts_and_no_code_is_not_zero() {
         let codes = ExitCodes::default();
         let (late, never) = (container(1), container(2));
         for id in [&late, &never] {
@@ -471,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_start_leaves_the_code_of_the_run_before() {
+    fn a_failed_start_keeps_the_code_of_the_previous_run() {
         let codes = ExitCodes::default();
         let id = container(1);
         codes.record(&id, None, false);
@@ -484,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_gap_the_engine_is_right() {
+    fn after_a_gap_the_engines_list_counts() {
         let codes = ExitCodes::default();
         let ids: Vec<_> = (0..5).map(container).collect();
         for (id, restarts) in ids.iter().zip([false, true, false, false, false]) {
@@ -502,11 +503,11 @@ mod tests {
         codes.inspected(&ids[3], 6);
         let found: Vec<_> = ids.iter().map(|id| codes.code(id)).collect();
         assert_eq!(found, [Some(4), None, None, Some(6), None]);
-        assert_eq!(codes.fate(&ids[1]), Some(Fate::Unknown), "it may have run again");
+        assert_eq!(codes.fate(&ids[1]), Some(EndState::Unknown), "it may have run again");
     }
 
     #[test]
-    fn containers_that_stay_are_bounded_too() {
+    fn the_number_of_recorded_containers_is_bounded() {
         let codes = ExitCodes::default();
         for number in 0..PRESENT + 10 {
             let id = container(number);

@@ -1,7 +1,8 @@
 //! Follows the engine's events for the exit codes of this session's containers.
 //!
-//! One stream for all containers, and not one wait for each: a wait is a connection with its buffers for as long as
-//! its container runs. Events are repeated after a gap, and what they do not tell then is asked.
+//! There is one stream for all containers and not one wait for each, because a wait needs a connection and
+//! its buffers as long as its container runs. After a gap, the engine repeats its events, and the proxy asks
+//! for what they do not show.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -21,11 +22,11 @@ use crate::json::items;
 use crate::process::Tasks;
 use crate::workload::ContainerId;
 
-/// How long a create or a start may wait for the stream of events. The engine has just answered, so it is there.
+/// How long a create or a start may wait for the stream of events. The engine has just answered, so it runs.
 const FOLLOWED_WITHIN: Duration = Duration::from_secs(5);
 /// The pause before the stream is opened again.
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
-/// How far back the first stream goes: the engine answers before it begins to listen.
+/// How far back the first stream begins: the engine answers before it subscribes to its events.
 const BEGIN_BEFORE: Duration = Duration::from_secs(2);
 /// Largest event.
 const LONGEST: usize = 1 << 20;
@@ -48,7 +49,7 @@ pub(super) struct ExitWatch {
 enum Stream {
     Opening,
     Followed,
-    /// It was refused or broke off.
+    /// The engine refused the stream, or it broke off.
     Broken,
 }
 
@@ -67,7 +68,8 @@ impl ExitWatch {
         self.followed().await;
     }
 
-    /// Returns when the events are followed. It is no error if they are not for a while: after a gap they are repeated.
+    /// Returns when the stream of events is open, or after [`FOLLOWED_WITHIN`]. A late stream is no error:
+    /// the engine repeats the events of a gap.
     pub(super) async fn followed(&self) {
         let mut stream = self.stream.get_or_init(|| self.follow()).clone();
         let opened = stream.wait_for(|stream| *stream != Stream::Opening);
@@ -96,7 +98,8 @@ impl ExitWatch {
         stream
     }
 
-    /// One stream of events, from `since` (by the engine's clock, once it has sent an event) to its end.
+    /// Reads one stream of events, from `since` (by the engine's clock, once it has sent an event) to its
+    /// end.
     async fn events(&self, since: &mut u128, gap: bool, opened: &watch::Sender<Stream>) {
         let filters: String = form_urlencoded::byte_serialize(FILTERS.as_bytes()).collect();
         let (seconds, rest) = (*since / 1_000_000_000, *since % 1_000_000_000);
@@ -107,7 +110,8 @@ impl ExitWatch {
             Err(refusal) => return tracing::debug!(why = refusal.why, "the engine reports no events"),
         };
         opened.send_replace(Stream::Followed);
-        // Before the events are read: those that happened meanwhile come after it, in their order.
+        // This comes before the first event is read, so that events that occurred meanwhile are applied after
+        // it, in order.
         if gap {
             self.compare().await;
         }
@@ -131,8 +135,8 @@ impl ExitWatch {
         }
     }
 
-    /// Compares the recorded containers with the engine's: the events of a gap may be lost with the engine that sent
-    /// them.
+    /// Compares the recorded containers with the engine's: an engine that restarted in a gap has lost the
+    /// events before its restart.
     async fn compare(&self) {
         let Ok(Some(list)) = self.engine.look("/containers/json?all=1").await else { return };
         let row = |one: &Value| Some((ContainerId::parse(one["Id"].as_str()?)?, runs(&one["State"])));

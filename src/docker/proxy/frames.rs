@@ -1,7 +1,9 @@
-//! The frames of a stream without a terminal, split at any point: eight bytes give the stream and the length,
-//! followed by as many bytes (Docker Engine API, "Attach to a container", stream format).
+//! The frames of a stream without a terminal, read from pieces of any size: a header of eight bytes gives the
+//! stream and the length, and as many bytes follow (Docker Engine API, "Attach to a container", stream
+//! format).
 
-/// The stream of messages of the engine itself within a container's logs (`Systemerr` of its `stdcopy`).
+/// The number of the stream for the engine's own messages in a container's logs (`Systemerr` of its
+/// `stdcopy`).
 pub(super) const ENGINE: u8 = 3;
 
 /// A piece of a frame.
@@ -18,8 +20,8 @@ pub(super) enum FramePart<'a> {
 pub(super) struct Frames {
     head: Vec<u8>,
     left: usize,
-    /// Something that is no frame has come: it and all that follows is a message of the engine. Podman sends its error
-    /// as JSON, after a status of 200, if a container is removed while its logs are asked for.
+    /// Data arrived that is no frame: it and everything after it is a message of the engine. Podman sends its
+    /// error as JSON, after a status of 200, if a container is removed while a client asks for its logs.
     message: bool,
 }
 
@@ -72,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_are_read_however_they_are_cut() {
+    fn frames_are_read_from_pieces_of_any_size() {
         let bytes = b"\x01\0\0\0\0\0\0\x03one\x02\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\x03err\x03\0\0\0\0\0\0\x01!";
         for size in 1..=bytes.len() {
             let (mut frames, mut streams, mut whole) = (Frames::default(), vec![vec![]; 4], vec![]);

@@ -1,8 +1,8 @@
 //! The key guard at the API: judges what a create, a volume, an exec or an upload would bring into a
 //! container.
 //!
-//! `deny` refuses if the container is ours (it gets an identity, or it looks like a kfp task), if something
-//! goes into a leased container, and for builds. For the user's other containers it prints one line.
+//! `deny` refuses a key that goes into a container of ours (it gets an identity, or it looks like a kfp
+//! task), into a leased container or into a build. For the user's other containers it prints a line.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::engine_client::Refusal;
 use super::json::split_bind;
 use super::leases::Leases;
 use super::lookups::Lookups;
-use super::mount_sources::{MountScan, aside};
+use super::mount_sources::{MountScan, file_system_call};
 use super::path::ApiTarget;
 use super::texts::{
     FoundKey, MOST, keys_in_body, labels, length_of, refusing, text_of, values, variable, variables, words,
@@ -72,14 +72,14 @@ impl KeyGuard {
         &self.rules
     }
 
-    /// `ours`: whether a key leads to a refusal.
+    /// `ours`: whether `deny` applies, so that a key leads to a refusal.
     pub(super) fn strictness(&self, ours: bool) -> Mode {
         strictness(self.rules.mode, ours)
     }
 
-    /// Whether no key may get into the container: it holds an identity, or it looks like a task of kfp.
-    /// Decided from the engine's record of its create, so it does not matter when and through which client it
-    /// was created.
+    /// Whether no key may get into the container: it holds an identity, or it looks like a task of kfp. The
+    /// guard decides this from the engine's record of the create, so it does not matter when and by which
+    /// client the container was created.
     pub(super) async fn protects(&self, container: &ContainerId) -> Result<bool, Refusal> {
         if self.leases.is_leased(container).await {
             return Ok(true);
@@ -104,7 +104,7 @@ impl KeyGuard {
         }
     }
 
-    /// Judges a canonical create body. Mounts of the engine's socket are replaced by ours.
+    /// Judges a canonical create body, and replaces mounts of the engine's socket by mounts of ours.
     pub(super) async fn create(
         &self,
         body: &mut Value,
@@ -165,7 +165,7 @@ impl KeyGuard {
     async fn replace_sockets(&self, host: &mut Value, task: &str) {
         let mut mounts = serde_json::json!({ "Binds": host["Binds"], "Mounts": host["Mounts"] });
         let (sockets, mut looked) = (self.sockets.clone(), mounts.clone());
-        let looked = aside(move || sockets.replace(&mut looked, true).then_some(looked)).await;
+        let looked = file_system_call(move || sockets.replace(&mut looked, true).then_some(looked)).await;
         // If a file server hangs, sockets are recognised by name only.
         let replaced = looked.unwrap_or_else(|| self.sockets.replace(&mut mounts, false).then_some(mounts));
         let Some(mut replaced) = replaced else { return };
@@ -198,16 +198,16 @@ impl KeyGuard {
         let given = |key: &str| -> Value {
             serde_json::from_str(target.query(key).unwrap_or_default()).unwrap_or_default()
         };
-        let (arguments, marks) = (given("buildargs"), given("labels"));
+        let (arguments, label_map) = (given("buildargs"), given("labels"));
         let rules = &self.rules;
         let mut found = values(&arguments, "build argument", TextPart::BuildArgument, rules);
-        found.extend(labels(&marks, rules));
+        found.extend(labels(&label_map, rules));
         self.decide(mode, "build", found)
     }
 }
 
-/// Runs off the serving thread unless the input is short: a body can have 32 MiB. If the judgement fails, the
-/// request is refused.
+/// Runs `judge` off the serving thread unless the input is short: a body can have 32 MiB. If `judge` panics,
+/// the request is refused.
 pub(super) async fn judged<T: Send + 'static>(
     length: usize,
     judge: impl FnOnce() -> T + Send + 'static,
@@ -216,7 +216,7 @@ pub(super) async fn judged<T: Send + 'static>(
     if length <= SHORT {
         return Ok(judge());
     }
-    process::aside(judge).await.ok_or_else(|| {
+    process::run_blocking(judge).await.ok_or_else(|| {
         let why = "the guard could not judge this request; try again";
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, why)
     })
@@ -233,8 +233,8 @@ struct Sockets {
 }
 
 impl Sockets {
-    /// Whether a mount was replaced. With `look`, sockets are recognised on the file system, otherwise by their
-    /// names.
+    /// Replaces mounts of the engine's socket; returns whether there were any. With `look`, it recognises
+    /// sockets on the file system, otherwise by their names.
     fn replace(&self, host: &mut Value, look: bool) -> bool {
         let own = self.own.to_string_lossy();
         let mut replaced = false;

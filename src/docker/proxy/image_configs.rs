@@ -1,4 +1,4 @@
-//! What images add to the containers created from them, remembered for a moment.
+//! What images add to the containers created from them, cached for a few seconds.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use super::wiring::is_ours;
 use crate::docker::labels::SESSION_LABEL;
 use crate::json::{items, strings};
 
-/// How long an image's config is remembered; a tag can move.
+/// How long an image's config is cached: a tag may get another image.
 const FRESH: Duration = Duration::from_secs(5);
 
 /// What an image adds to the containers created from it.
@@ -35,7 +35,7 @@ impl ImageConfigs {
         Self { lookups, found: Mutex::default() }
     }
 
-    /// Empty if the engine does not have the image, because the create will fail.
+    /// Empty if the engine does not have the image: the create will fail anyway.
     pub(super) async fn of(&self, reference: &str) -> Result<Arc<ImageConfig>, Refusal> {
         if reference.is_empty() {
             return Ok(Arc::default());
@@ -46,8 +46,8 @@ impl ImageConfigs {
         }
         let Some(found) = self.lookups.image(reference).await? else { return Ok(Arc::default()) };
         let config = &found["Config"];
-        // An image committed from an attached container: by a session that left our variables in it, or past
-        // the proxy.
+        // The label shows an image that was committed from an attached container, by a session that left our
+        // variables in it or past the proxy.
         let committed = config["Labels"][SESSION_LABEL].is_string();
         // A variable without a value does not count.
         let counts = |set: &&str| set.contains('=') && !(committed && is_ours(set));

@@ -62,7 +62,7 @@ pub struct Fetched {
 }
 
 /// Directories of this machine that were mounted into one create.
-pub(super) type Brought = Vec<PathBuf>;
+pub(super) type FetchedDirectories = Vec<PathBuf>;
 
 /// Mounts fetched objects into tasks.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ impl InputMounts {
         body: &mut Value,
         identity: &Arc<Identity>,
         task: &Task,
-    ) -> Result<Brought, Refusal> {
+    ) -> Result<FetchedDirectories, Refusal> {
         let Some(fetching) = self.fetching.as_ref().filter(|_| task.kfp) else { return Ok(vec![]) };
         let mut named = inputs::of(body);
         for line in named.refused {
@@ -108,7 +108,7 @@ impl InputMounts {
             return Ok(vec![]);
         }
         if self.upstream.endpoint().socket().is_none() {
-            self.say_not_shared(task);
+            self.report_not_shared(task);
             return Ok(vec![]);
         }
         if self.not_shared.load(Ordering::Acquire) {
@@ -116,13 +116,13 @@ impl InputMounts {
         }
         let fetched = self.fetch(fetching, identity, named.objects, task).await?;
         if let Some(why) = fetched.off {
-            self.say_once(task, why);
+            self.report_once(task, why);
         }
         for line in fetched.lines {
             self.console.notice(format!("{task}: {line}"));
         }
         let before = body["HostConfig"].clone();
-        let places: Brought = fetched.buckets.values().cloned().collect();
+        let places: FetchedDirectories = fetched.buckets.values().cloned().collect();
         let added = match relabels(body) {
             true => bind(body, &fetched.buckets),
             false => {
@@ -130,7 +130,7 @@ impl InputMounts {
                 mounts::add(mounts.iter(), body).err()
             }
         };
-        let misread = || podman::second_reading(body).filter(|_| self.product == Product::Podman);
+        let misread = || podman::parsed_differently(body).filter(|_| self.product == Product::Podman);
         if let Some(why) = added.or_else(misread) {
             body["HostConfig"] = before;
             self.console.notice(format!("{task}: what was fetched is not mounted: {why}"));
@@ -168,7 +168,7 @@ impl InputMounts {
         }
     }
 
-    /// Whether no other mount occupies the bucket's place.
+    /// Whether no other mount occupies the bucket's target.
     fn is_free(&self, body: &Value, object: &Object, task: &Task) -> bool {
         let at = format!("{}/{}", inputs::ROOT, object.bucket());
         let taken = mounts::touches(body, &at);
@@ -180,13 +180,13 @@ impl InputMounts {
         !taken
     }
 
-    /// The engine's answer to a create. If the engine does not see the fetched directories, the create is
-    /// repeated without them.
+    /// Called with the engine's refusal of a create. If the reason is that the engine does not see the
+    /// fetched directories, the proxy repeats the create without them.
     pub(super) async fn without(
         &self,
         reply: Reply,
         (again, uri): (Request<Body>, Uri),
-        brought: &Brought,
+        brought: &FetchedDirectories,
         task: &Task,
     ) -> Result<Reply, Refusal> {
         let (head, text) = reply.into_parts();
@@ -194,19 +194,19 @@ impl InputMounts {
         if !brought.iter().any(|place| names(&text, place)) {
             return Ok(Response::from_parts(head, full(text)));
         }
-        self.say_not_shared(task);
+        self.report_not_shared(task);
         self.engine.forward(again, uri, None).await
     }
 
-    /// Such engines run on another machine or in a virtual machine.
-    fn say_not_shared(&self, task: &Task) {
+    /// Reports that the engine does not see this machine's files: it runs elsewhere, or in a virtual machine.
+    fn report_not_shared(&self, task: &Task) {
         let at = self.upstream.endpoint();
         self.not_shared.store(true, Ordering::Release);
         let what = "what tasks name in Cloud Storage is not fetched";
-        self.say_once(task, format!("{what}: the engine at {at} does not see this machine's files"));
+        self.report_once(task, format!("{what}: the engine at {at} does not see this machine's files"));
     }
 
-    fn say_once(&self, task: &Task, line: String) {
+    fn report_once(&self, task: &Task, line: String) {
         self.notices.once(&task.to_string(), line.clone(), &line);
     }
 }
@@ -232,8 +232,8 @@ fn relabels(body: &Value) -> bool {
     })
 }
 
-/// Mounts the buckets as binds, because only binds can request a label. Returns the obstacle, a lower-case
-/// fragment.
+/// Mounts the buckets as binds, because only binds can request a label. Returns the reason if that is
+/// impossible, a lower-case fragment.
 fn bind(body: &mut Value, buckets: &BTreeMap<String, PathBuf>) -> Option<String> {
     let binds = body["HostConfig"]["Binds"].as_array_mut()?;
     for (bucket, place) in buckets {
@@ -247,7 +247,7 @@ fn bind(body: &mut Value, buckets: &BTreeMap<String, PathBuf>) -> Option<String>
 }
 
 /// Removes the fetched mounts from the body.
-pub(super) fn take_out(body: &mut Value, brought: &Brought) {
+pub(super) fn take_out(body: &mut Value, brought: &FetchedDirectories) {
     let ours = |source: &str| brought.iter().any(|place| place.to_string_lossy() == source);
     let Some(host) = body["HostConfig"].as_object_mut() else { return };
     if let Some(Value::Array(mounts)) = host.get_mut("Mounts") {
@@ -261,7 +261,7 @@ pub(super) fn take_out(body: &mut Value, brought: &Brought) {
 /// The bucket whose objects this bind would mount, if they were fetched.
 pub(super) fn bucket_of<'a>(source: &str, target: &'a str, fetched: Option<&Path>) -> Option<&'a str> {
     let (source, bucket) = (Path::new(source), target.strip_prefix("/gcs/")?);
-    // The client chooses the target; the folder is called as its bucket.
+    // The client chooses the target, so it must match the folder, which is named like its bucket.
     let fetched = fetched.is_some_and(|folder| source.starts_with(folder));
     (fetched && source.file_name() == Some(bucket.as_ref())).then_some(bucket)
 }

@@ -2,10 +2,10 @@
 //!
 //! The engine (Go) accepts keys of any case, takes the last of several, and ignores what follows the
 //! document. Here a duplicate key anywhere, or anything after the document, is refused. Where the engine
-//! decodes into a struct, keys that fold together are refused and a single variant gets its canonical
+//! decodes into a struct, keys that differ only in case are refused, and a single key gets its canonical
 //! spelling. Unknown keys, key order, strings and integers (up to 64 bits) stay as they are; other numbers
-//! are written in their shortest form (`1e2` becomes `100.0`, `-0` becomes `-0.0`), which no field of a
-//! judged body has.
+//! are written in their shortest form (`1e2` becomes `100.0`, `-0` becomes `-0.0`), but no field of a judged
+//! body holds such a number.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use serde_json::{Map, Number, Value};
 
 use super::engine_client::{Body, full};
 
-/// Parses one strict document. The error says what is wrong and never contains a value.
+/// Parses one document strictly. The error says what is wrong and never contains a value.
 pub(super) fn parse(bytes: &[u8]) -> Result<Value, String> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = Strict.deserialize(&mut reader).map_err(reason)?;
@@ -138,7 +138,7 @@ fn rename(map: &mut Map<String, Value>, fields: &'static [(&'static str, Shape)]
     Ok(())
 }
 
-/// Go's case folding of struct keys, for names of ASCII letters; two non-ASCII characters fold onto letters,
+/// Go's case folding of struct keys, for names of ASCII letters; two non-ASCII characters fold to letters,
 /// too.
 pub(super) fn fold(key: &str) -> String {
     key.chars()
@@ -268,7 +268,8 @@ pub(super) fn split_bind(bind: &str) -> Option<(&str, &str)> {
 
 /// The request with the body as it was judged.
 pub(super) fn rewritten(mut parts: Parts, body: &Value) -> Request<Body> {
-    // Half the time of `to_string`, which goes through a formatter. Serialising a `Value` cannot fail.
+    // This takes half the time of `to_string`, which goes through a formatter. Serialising a `Value` cannot
+    // fail.
     let bytes = Bytes::from(serde_json::to_vec(body).unwrap_or_default());
     parts.headers.insert(header::CONTENT_LENGTH, bytes.len().into());
     parts.headers.remove(header::TRANSFER_ENCODING);
@@ -282,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_another_reader_could_read_otherwise_is_refused() {
+    fn json_that_parsers_read_differently_is_refused() {
         for bad in [
             r#"{"a":1,"a":1}"#,
             r#"{"a":{"b":1,"b":2}}"#,
@@ -304,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_stays_as_it_is() {
+    fn unambiguous_json_stays_unchanged() {
         let text = r#"{"z":1,"Env":null,"a":[18446744073709551615,-9223372036854775808,1.5],"é":{"b":""}}"#;
         assert_eq!(serde_json::to_string(&parse(text.as_bytes()).unwrap()).unwrap(), text);
     }

@@ -1,6 +1,6 @@
-//! The verdict on a create request (attach, pass or refuse) and the changes of its body.
+//! The verdict on a create request (attach, pass or refuse) and the changes to its body.
 //!
-//! Pure: everything that must be looked up at the engine comes in with [`Question`].
+//! Pure: [`Question`] contains everything that had to be looked up at the engine.
 
 use std::sync::Arc;
 
@@ -28,8 +28,8 @@ pub(super) enum Verdict {
         by: By,
         notices: Vec<String>,
     },
-    /// Like `Attach`, but the container shares the lease of the one whose network it joins and has none of
-    /// its own.
+    /// Like `Attach`, but the container has no lease of its own: it shares that of the container whose
+    /// network it joins.
     Join {
         identity: Arc<Identity>,
         with: ContainerId,
@@ -83,7 +83,7 @@ pub(super) fn judge(body: &mut Value, question: &Question<'_>) -> Verdict {
     };
     match (disqualified(body, &question.candidate()), question.joins) {
         (Some(why), None) => return Verdict::Pass(why),
-        // It would have the identity in any case, because it has its neighbour's address.
+        // On that network it would have the identity in any case, because it has its neighbour's address.
         (Some(why), Some(joined)) => {
             return Verdict::Refuse(Refusal::forbidden(format!(
                 "it cannot join the network of {}, which has an identity: {why}",

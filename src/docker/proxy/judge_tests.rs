@@ -23,12 +23,13 @@ fn other() -> String {
     "0b".repeat(32)
 }
 
-/// Judges `body` as a client would send it; containers: `leased`, `relay`, `friend`; networks: `kfp-creds`.
+/// Judges `body` as a client would send it. The engine has the containers `leased`, `relay` and `friend`, and
+/// the network `kfp-creds`.
 fn verdict_for(body: Value, name: Option<&str>, image_env: &[&str], decision: &Decision) -> (Verdict, Value) {
     judged(body, name, image_env, decision, None)
 }
 
-/// `path`: where the container is served on the host's loopback.
+/// `path`: the container's address and path on the host's loopback, if it has one.
 fn judged(
     body: Value,
     name: Option<&str>,
@@ -109,7 +110,7 @@ fn recorded_bodies_gain_only_what_is_documented() {
         assert_eq!(changed["Labels"][SESSION_LABEL], "0123abcd");
         assert_eq!(changed["HostConfig"]["CapDrop"], json!(["NET_RAW"]));
         assert_eq!(changed["HostConfig"]["ExtraHosts"].as_array().unwrap().len(), 5);
-        // Nothing else has changed: put the changed places back and compare.
+        // Nothing else has changed: without the changed fields, both are equal.
         let mut original = body;
         for side in [&mut changed, &mut original] {
             let top = side.as_object_mut().unwrap();
@@ -126,7 +127,7 @@ fn recorded_bodies_gain_only_what_is_documented() {
 }
 
 #[test]
-fn the_users_own_settings_win_and_are_said() {
+fn the_users_own_settings_win_and_are_reported() {
     let file =
         concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/create/kfp-2.17-dockerrunner-run-args.json");
     let body: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
@@ -138,10 +139,10 @@ fn the_users_own_settings_win_and_are_said() {
         body["Labels"],
         json!({"a": "b", "kfp-creds.session": "0123abcd", "kfp-creds.mode": "run", "kfp-creds.role": "task"})
     );
-    let said = notices(&verdict).join("\n");
+    let reported = notices(&verdict).join("\n");
     for part in ["GCE_METADATA_HOST points", "GCE_METADATA_ROOT points", "metadata.google.internal elsewhere"]
     {
-        assert!(said.contains(part), "{said}");
+        assert!(reported.contains(part), "{reported}");
     }
     assert_eq!(
         body["HostConfig"]["ExtraHosts"],
@@ -175,7 +176,7 @@ fn proxy_exceptions_of_both_spellings_and_the_image_are_merged() {
 }
 
 #[test]
-fn what_hides_us_is_said() {
+fn settings_that_hide_the_metadata_server_are_reported() {
     let host = |host: Value| json!({"HostConfig": host});
     for (body, image, part) in [
         (
@@ -195,7 +196,7 @@ fn what_hides_us_is_said() {
         (host(json!({"Mounts": [{"type": "bind", "target": "/x/gcloud/"}]})), &[], "/x/gcloud"),
     ] {
         let (verdict, _) = verdict_for(body.clone(), None, image, &attach());
-        assert!(notices(&verdict).iter().any(|said| said.contains(part)), "{body}: {verdict:?}");
+        assert!(notices(&verdict).iter().any(|notice| notice.contains(part)), "{body}: {verdict:?}");
     }
     let (quiet, _) = verdict_for(json!({"Env": ["NO_GCE_CHECK="]}), None, &["NO_GCE_CHECK=true"], &attach());
     assert!(notices(&quiet).is_empty());
@@ -226,13 +227,13 @@ fn a_container_that_could_pose_as_a_neighbour_passes_unchanged() {
         assert!(why.contains(part), "{body}: {why}");
         assert!(after["Env"].is_null() && after["HostConfig"]["ExtraHosts"].is_null(), "{after}");
     }
-    let (already, body) = verdict(host(json!({"CapDrop": "ALL"})));
-    assert!(matches!(already, Verdict::Attach { .. }));
+    let (verdict, body) = verdict(host(json!({"CapDrop": "ALL"})));
+    assert!(matches!(verdict, Verdict::Attach { .. }));
     assert_eq!(body["HostConfig"]["CapDrop"], "ALL", "nothing to drop, nothing changed");
 }
 
 #[test]
-fn joining_a_leased_container_or_what_is_ours_is_refused() {
+fn joining_a_leased_container_or_our_objects_is_refused() {
     let host = |host: Value| json!({"Image": "x", "HostConfig": host});
     let net = |endpoints: Value| json!({"NetworkingConfig": {"EndpointsConfig": endpoints}});
     for (body, status) in [
@@ -248,7 +249,7 @@ fn joining_a_leased_container_or_what_is_ours_is_refused() {
         (net(json!({"kfp-creds": {}})), 403),
         (net(json!({"bridge": {"NetworkID": "kfp-creds"}})), 403),
         (net(json!({"bridge": {"links": ["relay:r"]}})), 403),
-        // Without a HostConfig the top level counts as one.
+        // Without a HostConfig, engines read its fields from the top level.
         (json!({"Privileged": true}), 400),
         (json!({"capadd": ["NET_RAW"], "HostConfig": null}), 400),
         (json!({"networkmode": "container:leased"}), 400),
@@ -288,7 +289,7 @@ fn every_reference_is_looked_up() {
 }
 
 #[test]
-fn our_labels_are_ours() {
+fn clients_cannot_set_our_labels() {
     let labels = json!({"kfp-creds.session": "ffffffff", "kfp-creds.identity": "evil", "KFP-CREDS.x": "1"});
     let (_, body) = verdict(json!({"Labels": labels}));
     assert_eq!(
@@ -301,7 +302,7 @@ fn our_labels_are_ours() {
 }
 
 #[test]
-fn a_whole_host_name_is_an_alias_on_networks_of_the_users_own() {
+fn a_full_host_name_is_an_alias_on_user_defined_networks() {
     let aliases = |mut body: Value| {
         body["Hostname"] = "db.corp.example".into();
         let (verdict, mut body) = verdict(body);

@@ -1,7 +1,8 @@
 //! What the proxy asks lifecycle about leases, and tells it about containers.
 //!
-//! A container that joins the network of a leased one (`network_mode: service:NAME` of Docker Compose) shares its
-//! address and thus its identity, so a rule of the operator must allow it, and both must have the same identity.
+//! A container that joins the network of a leased one (`network_mode: service:NAME` of Docker Compose) shares
+//! its address and thus its identity, so a rule of the operator must allow it, and both must have the same
+//! identity.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -22,14 +23,15 @@ use crate::policy::Decision;
 use crate::secret::Secret;
 use crate::workload::{By, ContainerId, Identity, Task};
 
-/// How the lease of a new container is reached.
+/// How a new container will reach us, and the secret of its lease.
 #[derive(Debug)]
 pub(super) struct Reach {
     pub(super) place: Attachment,
     pub(super) secret: LeaseSecret,
 }
 
-/// What only the container's environment holds; `None` if its identity has neither AWS nor Azure.
+/// The secret of a lease, which only the container's environment contains; `None` if its identity has neither
+/// AWS nor Azure.
 pub(super) type LeaseSecret = Option<Arc<Secret<String>>>;
 
 /// The leases of this session, as lifecycle knows them. Clones share the lock.
@@ -37,8 +39,8 @@ pub(super) type LeaseSecret = Option<Arc<Secret<String>>>;
 pub(super) struct Leases {
     requests: mpsc::Sender<LifecycleRequest>,
     lookups: Lookups,
-    /// Read-locked while a container that will be leased is between the engine's create and its lease. Code
-    /// that asks whether a container is leased, to let it be reached into, waits for these first; afterwards
+    /// Read-locked for each new container from before the engine's create until it has its lease. Code that
+    /// lets a request reach into a container because it is not leased waits for these locks first; afterwards
     /// no existing container can become leased.
     arriving: Arc<RwLock<()>>,
 }
@@ -65,14 +67,14 @@ impl Leases {
         answered.await.ok()
     }
 
-    /// Without an answer the result is yes, because callers permit access on a no.
+    /// If lifecycle does not answer, the result is true, because callers permit access on false.
     pub(super) async fn is_leased(&self, container: &ContainerId) -> bool {
         let request = |answer| LifecycleRequest::IsLeased { container: container.clone(), answer };
         self.ask(request).await.unwrap_or(true)
     }
 
-    /// Whether the container holds an identity of this session or belongs to another one. An image can bring
-    /// the label alone, so the container must also be on a network of a session.
+    /// Whether the container holds an identity of this session or belongs to another session. An image can
+    /// have the label, too, so the container must also be on a network of a session.
     pub(super) async fn has_identity(&self, container: &ContainerId) -> Result<bool, Refusal> {
         if self.is_leased(container).await {
             return Ok(true);
@@ -92,12 +94,12 @@ impl Leases {
         Ok(found.is_some_and(|found| is_of_a_session(&found)))
     }
 
-    /// A start or restart is about to reach the engine.
+    /// Tells lifecycle that a start or restart is about to reach the engine.
     pub(super) async fn starting(&self, container: &ContainerId) {
         self.ask(|answer| LifecycleRequest::Starting { container: container.clone(), answer }).await;
     }
 
-    /// Has lifecycle connect a created container and admit its lease; its address on our network.
+    /// Has lifecycle connect a created container and admit its lease; returns the address on our network.
     pub(super) async fn attach(
         &self,
         container: &ContainerId,
@@ -142,8 +144,8 @@ impl Leases {
         Ok(leased.map(|LeasedAs { relay, secret, .. }| Joined { container, relay, secret }))
     }
 
-    /// Registers a created container with the lease that it shares. If the lease has ended, the create fails and
-    /// the container is removed.
+    /// Registers a created container with the lease that it shares. If the lease has ended, the create fails
+    /// and the container is removed.
     pub(super) async fn join(
         &self,
         container: &ContainerId,

@@ -1,11 +1,11 @@
 //! The output of auto-removed containers, kept until their client has read it.
 //!
-//! The engine removes such a container with its logs as soon as it ends: a client that asks then gets 404 or
-//! 409, or a stream that breaks off, and docker-py's look-up of the terminal setting fails. So the proxy
-//! attaches to the output of a leased container before it starts, unless a client is attached in its create
-//! (kfp does not attach), and answers from that output if the engine has none. The engine is always asked
-//! first, and nothing about the container changes: it is removed when it would be, whatever happens to this
-//! process.
+//! The engine removes such a container with its logs as soon as it ends: a client that asks afterwards gets
+//! 404 or 409, or a stream that breaks off, and docker-py's look-up of the terminal setting fails. So the
+//! proxy attaches to the output of a leased container before the container starts, unless the create attaches
+//! the client (kfp's does not), and answers from that output if the engine has none. The proxy always asks
+//! the engine first and changes nothing about the container: the engine removes it as without kfp-creds,
+//! whatever happens to this process.
 
 use std::io;
 use std::sync::Arc;
@@ -50,16 +50,16 @@ impl Logs {
     /// logs.
     pub(super) async fn keep(&self, container: &ContainerId) {
         let Ok(Some(inspected)) = self.lookups.container(container.as_str()).await else { return };
-        if !is_fleeting(&inspected) {
+        if !is_only_in_logs(&inspected) {
             return;
         }
-        let Some(stream) = self.listen(container).await else { return };
+        let Some(stream) = self.attach_to_output(container).await else { return };
         let kept = self.outputs.open(container, &inspected);
         drop(inspected);
         let (outputs, stop, container) = (self.outputs.clone(), self.tasks.stop().clone(), container.clone());
         self.tasks.spawn("output", async move {
             let whole = tokio::select! {
-                () = hear_out(stream, &kept) => true,
+                () = capture_to_end(stream, &kept) => true,
                 () = stop.cancelled() => false,
             };
             if whole {
@@ -74,7 +74,7 @@ impl Logs {
     }
 
     /// Attaches to the output from its first byte: the engine answers after it has connected the stream.
-    async fn listen(&self, container: &ContainerId) -> Option<Opened> {
+    async fn attach_to_output(&self, container: &ContainerId) -> Option<Opened> {
         let path = format!("/containers/{}/attach?stream=1&stdout=1&stderr=1", container.as_str());
         let request = Request::builder()
             .method(Method::POST)
@@ -92,11 +92,12 @@ impl Logs {
         opened_engine(hyper::upgrade::on(&mut reply), &self.tasks).await
     }
 
-    /// A client's logs: the engine's answer, completed by the output that is missing in it.
+    /// The answer to a client's request for logs: the engine's, completed by the output that is missing in
+    /// it.
     pub(super) async fn complete(&self, reference: &str, target: &ApiTarget, reply: Reply) -> Reply {
         let Some(kept) = self.outputs.find(reference) else { return reply };
-        kept.asked.store(true, Ordering::Relaxed);
-        let Some(wants) = plain(target) else { return reply };
+        kept.logs_asked.store(true, Ordering::Relaxed);
+        let Some(wants) = whole_streams(target) else { return reply };
         let follows = is_yes(target.query("follow"));
         let (head, body) = reply.into_parts();
         match body {
@@ -104,8 +105,8 @@ impl Logs {
                 let stream = LogStream {
                     engine: Some(engine),
                     frames: Frames::default(),
-                    told: Streams::default(),
-                    excuse: vec![],
+                    sent: Streams::default(),
+                    engine_message: vec![],
                     kept,
                     wants,
                     follows,
@@ -126,23 +127,24 @@ impl Logs {
         }
     }
 
-    /// A client's inspect of a container whose logs it reads. Without a known exit code the engine's answer
-    /// stands, since an invented 0 would make a failed task look successful.
+    /// The answer to a client's inspect of a container whose logs it reads. If the exit code is unknown, the
+    /// engine's answer stands, because an invented 0 would make a failed task look successful.
     pub(super) async fn inspected(&self, reference: &str, reply: Reply) -> Reply {
         if !is_gone(reply.status()) {
             return reply;
         }
-        let kept = self.outputs.find(reference).filter(|kept| kept.asked.load(Ordering::Relaxed));
+        let kept = self.outputs.find(reference).filter(|kept| kept.logs_asked.load(Ordering::Relaxed));
         let (Some(kept), Some(id)) = (kept, ContainerId::parse(reference)) else { return reply };
         match self.exits.last_code(&id).await {
-            Some(code) => kept.look(code),
+            Some(code) => kept.inspect_reply(code),
             None => reply,
         }
     }
 }
 
-/// Created and not yet run, auto-removed, and no client attached: the output exists only in its logs.
-fn is_fleeting(inspected: &Value) -> bool {
+/// Whether the output will exist only in the container's logs: the container was created but has not run, it
+/// is auto-removed, and no client is attached.
+fn is_only_in_logs(inspected: &Value) -> bool {
     let (host, config) = (&inspected["HostConfig"], &inspected["Config"]);
     inspected["State"]["Status"] == "created"
         && host["AutoRemove"] == true
@@ -150,14 +152,14 @@ fn is_fleeting(inspected: &Value) -> bool {
         && ["Tty", "AttachStdout", "AttachStderr"].iter().all(|key| config[key] != true)
 }
 
-/// How the engine answers around a removal: marked for removal, file deleted already, gone (Podman: 500 on
-/// inspect).
+/// Whether the engine answers so during or after a removal: 409 if the container is marked for removal, 500
+/// if the log file is deleted already, 404 if the container is gone (Podman: 500 on inspect).
 fn is_gone(status: StatusCode) -> bool {
     matches!(status, StatusCode::NOT_FOUND | StatusCode::CONFLICT | StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 /// Which streams a query requests in full; `None` if it requests a part of them, or time stamps.
-fn plain(target: &ApiTarget) -> Option<[bool; 2]> {
+fn whole_streams(target: &ApiTarget) -> Option<[bool; 2]> {
     let unset = |key: &str| matches!(target.query(key), None | Some("" | "0"));
     let all = matches!(target.query("tail"), None | Some("" | "all"));
     let wants = [is_yes(target.query("stdout")), is_yes(target.query("stderr"))];
@@ -171,26 +173,27 @@ fn is_yes(value: Option<&str>) -> bool {
     !matches!(value.as_str(), "" | "0" | "no" | "false" | "none")
 }
 
-async fn hear_out(mut stream: Opened, kept: &Capture) {
+async fn capture_to_end(mut stream: Opened, kept: &Capture) {
     let mut frames = Frames::default();
-    let mut hear = |piece: &[u8]| {
+    let mut capture = |piece: &[u8]| {
         frames.read(piece, |stream, part| {
             if let FramePart::Payload(payload) = part
                 && stream != ENGINE
             {
-                kept.hear(usize::from(stream == 2), payload);
+                kept.record(usize::from(stream == 2), payload);
             }
         });
     };
-    hear(&std::mem::take(&mut stream.early));
-    // Read to the end even beyond the limit: an attach that is not read would block the container. The buffer is there
-    // only while there is something to read: a container that prints nothing for hours needs none.
+    capture(&std::mem::take(&mut stream.early));
+    // The proxy reads to the end even beyond the limit: an attached stream that nobody reads would block the
+    // container. The buffer exists only while there is something to read, because a container may print
+    // nothing for hours.
     while stream.stream.readable().await.is_ok() {
         let mut piece = vec![0; 16 << 10];
         loop {
             match stream.stream.try_read(&mut piece) {
                 Ok(0) => return,
-                Ok(read) => hear(piece.get(..read).unwrap_or_default()),
+                Ok(read) => capture(piece.get(..read).unwrap_or_default()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => return,
             }
@@ -202,9 +205,10 @@ async fn hear_out(mut stream: Opened, kept: &Capture) {
 struct LogStream {
     engine: Option<Incoming>,
     frames: Frames,
-    told: Streams,
-    /// The engine's own message that the logs are gone. Sent on only if the output is not known here either.
-    excuse: Vec<u8>,
+    sent: Streams,
+    /// The engine's own message that the logs are gone. The client gets it only if the output is not known
+    /// here either.
+    engine_message: Vec<u8>,
     kept: Arc<Capture>,
     wants: [bool; 2],
     follows: bool,
@@ -226,16 +230,16 @@ impl LogStream {
                 None => None,
             };
             self.engine = None;
-            let ends = self.follows || error.is_some() || !self.excuse.is_empty();
+            let ends = self.follows || error.is_some() || !self.engine_message.is_empty();
             let rest = if ends && self.frames.is_whole() {
-                self.kept.rest(&self.told, self.wants).await
+                self.kept.rest(&self.sent, self.wants).await
             } else {
                 None
             };
             let last = match (rest, error) {
                 (Some(rest), _) => rest,
                 (None, Some(error)) => return Some((Err(error), self)),
-                (None, None) => std::mem::take(&mut self.excuse).into(),
+                (None, None) => std::mem::take(&mut self.engine_message).into(),
             };
             return (!last.is_empty()).then_some((Ok(Frame::data(last)), self));
         }
@@ -243,20 +247,20 @@ impl LogStream {
 
     /// The part of a piece that is passed on at once.
     fn pass(&mut self, data: &[u8]) -> Bytes {
-        let (told, excuse) = (&mut self.told, &mut self.excuse);
+        let (sent, engine_message) = (&mut self.sent, &mut self.engine_message);
         let mut passes = Vec::with_capacity(data.len());
         self.frames.read(data, |stream, part| {
             let (FramePart::Head(bytes) | FramePart::Payload(bytes)) = part;
             if stream == ENGINE {
-                excuse.extend_from_slice(bytes);
+                engine_message.extend_from_slice(bytes);
                 return;
             }
             passes.extend_from_slice(bytes);
             if let FramePart::Payload(payload) = part {
                 // One byte more than the limit is enough to detect that the output is too long.
-                let told = &mut told[usize::from(stream == 2)];
-                let left = (KEPT + 1).saturating_sub(told.len());
-                told.extend_from_slice(payload.get(..payload.len().min(left)).unwrap_or_default());
+                let sent = &mut sent[usize::from(stream == 2)];
+                let left = (KEPT + 1).saturating_sub(sent.len());
+                sent.extend_from_slice(payload.get(..payload.len().min(left)).unwrap_or_default());
             }
         });
         passes.into()

@@ -27,11 +27,11 @@ impl Lookups {
 
     /// The engine's record of a container; `None` if it has none of this name or id.
     pub(super) async fn container(&self, reference: &str) -> Result<Option<Value>, Refusal> {
-        self.engine.look(&place("containers", reference)).await
+        self.engine.look(&inspect_path("containers", reference)).await
     }
 
     pub(super) async fn image(&self, reference: &str) -> Result<Option<Value>, Refusal> {
-        self.engine.look(&place("images", reference)).await
+        self.engine.look(&inspect_path("images", reference)).await
     }
 
     pub(super) async fn volume(&self, name: &str) -> Result<Option<Value>, Refusal> {
@@ -68,8 +68,8 @@ impl Lookups {
         Ok(id.is_some_and(|id| self.reserved.hit(kind, id) == Hit::Sure))
     }
 
-    /// Recognised by its label, which only a session can set through our proxies. Another session's network
-    /// is as closed to containers as our own.
+    /// Whether this is a network of a session. Its label shows it, because our proxies let no client set the
+    /// label. Containers may not use another session's network either.
     async fn is_network_of_a_session(&self, reference: &str) -> Result<bool, Refusal> {
         let mut path = String::from("/networks/");
         encode(reference, &mut path);
@@ -81,8 +81,9 @@ impl Lookups {
     }
 }
 
-/// The path `/{what}/NAME/json`. The name comes from a client: its slashes stay, everything else is escaped.
-fn place(what: &str, name: &str) -> String {
+/// The path `/{what}/NAME/json`. The name comes from a client: its slashes stay, every other special
+/// character is escaped.
+fn inspect_path(what: &str, name: &str) -> String {
     let mut path = format!("/{what}");
     for part in name.trim_start_matches('/').split('/') {
         path.push('/');

@@ -1,12 +1,12 @@
-//! The Docker API on a socket of the session. Every request is passed to the engine, unbuffered and without
-//! time-outs, except those that are judged:
+//! The Docker API on a socket of the session. The proxy passes every request to the engine, unbuffered and
+//! without time-outs, except those that it judges:
 //!
 //! | request | what happens |
 //! |---|---|
-//! | `POST /containers/create` | parsed strictly, judged by `judge`, given its Cloud Storage inputs (`inputs`), created, its exit registered, attached, answered |
+//! | `POST /containers/create` | parsed strictly, judged (`judge`), given its Cloud Storage inputs (`inputs`), created, recorded for its exit code (`exit_watch`), attached, answered |
 //! | `POST /containers/X/wait` | the engine first; our record if it answers 404 (`exit_codes`) |
 //! | `GET /containers/X/logs` | the engine first, then the missing output of an auto-removed container (`logs`) |
-//! | exec, start, restart, rename | checked where they could reach into a leased container (`dispatch`) |
+//! | exec, start, restart, rename | checked, because they could reach into a leased container (`dispatch`) |
 //! | `docker cp`, builds, imports, loads, commits, volumes, swarm configs, secrets and services | scanned for keys (`upload`, `volumes`, `swarm`) |
 //! | `GET /containers/X/json` | the engine first; our record of a container that it auto-removed (`logs`) |
 //! | lists of containers and networks, `GET /containers/X/json` | without relays and without our networks (`reply_filter`) |
@@ -14,11 +14,12 @@
 //! | BuildKit's tunnels | only as an upgrade without a body; contexts in them are scanned for keys (`builds`) |
 //! | `POST /networks/create` | refused if it uses a name or label of ours (`dispatch`) |
 //! | `/libpod/…` | Podman's own API: always refused (`podman` lists where else Podman parses requests differently) |
-//! | anything on the relay, its image, our network | refused, except inspecting (`reserved`) |
-//! | `GET /kfp-creds/upstream` | the engine behind this socket |
+//! | requests to the relay, its image or our network | refused, except inspecting (`reserved`) |
+//! | `GET /kfp-creds/upstream` | answered with the engine behind this socket |
 //!
 //! A process that can open the socket can do what the engine can do. The socket is therefore 0600 in a 0700
-//! directory; the rules here keep identities apart, not users from their own engine.
+//! directory; the rules here separate identities from each other; they do not protect the engine from its own
+//! users.
 
 mod builds;
 mod capabilities;
@@ -123,12 +124,13 @@ pub struct ProxySettings {
     pub upstream: EngineConnector,
     /// The engine's product: Docker and Podman parse some fields of a create differently.
     pub product: Product,
-    /// Our own socket, mounted in place of the engine's when a program asks for that one.
+    /// Our own socket. A container that mounts the engine's socket gets this one instead.
     pub socket: PathBuf,
     pub guard: Arc<Guard>,
-    /// Where the paths of create requests are found.
+    /// Where this program finds the host paths that create requests name.
     pub host_root: HostRoot,
-    /// Eight hex digits; the value of [`SESSION_LABEL`](crate::docker::labels::SESSION_LABEL) on every container that is attached.
+    /// Eight hex digits; the value of [`SESSION_LABEL`](crate::docker::labels::SESSION_LABEL) on every
+    /// container that is attached.
     pub session: String,
     /// `run` or `serve`; the value of the label that tells a sweep how to treat the container.
     pub mode: &'static str,
@@ -136,7 +138,7 @@ pub struct ProxySettings {
     pub writable: Writable,
     /// Recognises a task from a create body (canonical JSON) and `?name=`.
     pub recognise: fn(&Value, Option<&str>) -> Reading,
-    /// Further evidence of the session on which task it is.
+    /// What else the session knows that shows which task a create belongs to.
     pub evidence: Evidence,
     pub console: Console,
     pub wiring: Wiring,
@@ -148,11 +150,11 @@ pub struct ProxySettings {
     pub clients: Clients,
     /// Set when the first container is created through the proxy, leased or not.
     pub created: Arc<AtomicBool>,
-    /// If set, every container gets a network of its own, in addition to that of the relay.
+    /// If set, every container gets a network of its own, which has only the relay besides it.
     pub cells: Option<Cells>,
-    /// If set, containers that name no network get a link-local address on it.
+    /// If set, containers that name no network get a link-local address on this bridge.
     pub segment: Option<Segment>,
-    /// For all others.
+    /// The network for all other containers.
     pub second: SecondNetwork,
     /// If set, containers on the host's network can get identities.
     pub loopback: Option<loopback::Paths>,
@@ -176,7 +178,8 @@ pub struct Wiring {
     pub aws_region: Option<String>,
 }
 
-/// Once set, creates are answered 503: the session is ending. Clones share it.
+/// Once set, the proxy answers creates and starts with 503, because the session is ending. Clones share the
+/// flag.
 #[derive(Clone, Debug, Default)]
 pub struct Closing(Arc<AtomicBool>);
 
@@ -215,18 +218,20 @@ impl Drop for OpenConnection {
     }
 }
 
-/// A request of the proxy to `lifecycle`. If `answer` is dropped, `Attach` is refused and `IsLeased` is true.
+/// A request of the proxy to `lifecycle`. If lifecycle drops `answer`, the proxy treats an `Attach` as
+/// refused and `IsLeased` as true.
 #[derive(Debug)]
 pub enum LifecycleRequest {
-    /// The engine has created the container: connect it to the network and admit it. The create is answered
-    /// only then. On an error the container is removed, and the text goes to the client.
+    /// The engine has created the container: lifecycle connects it to the network and admits its lease. Only
+    /// then does the proxy answer the create. On an error the proxy removes the container and sends the
+    /// client the text.
     Attach {
         container: ContainerId,
         identity: Arc<Identity>,
         by: By,
         task: Arc<Task>,
         place: Attachment,
-        /// What only the container's environment holds, for AWS and Azure.
+        /// The secret of the lease, which only the container's environment contains; for AWS and Azure.
         secret: Option<Arc<Secret<String>>>,
         answer: oneshot::Sender<Result<Ipv4Addr, Reason>>,
     },
@@ -237,12 +242,12 @@ pub enum LifecycleRequest {
     /// The identity under which the container is leased, and the relay's address on its own network, if it
     /// has one.
     LeasedAs { container: ContainerId, answer: oneshot::Sender<Option<LeasedAs>> },
-    /// The engine has created the container in the network of a leased one. From here on it is guarded, and
-    /// its lease ended, like that one.
+    /// The engine has created the container in the network of a leased one. From here on lifecycle treats it
+    /// as leased, too: it shares that container's lease, which ends with that container.
     Joined { container: ContainerId, with: ContainerId, task: Arc<Task>, answer: oneshot::Sender<bool> },
 }
 
-/// Where a container reaches us, as set in its create.
+/// Where a container reaches us, as the proxy has set it in the create.
 #[derive(Debug)]
 pub enum Attachment {
     /// At the relay, on the second network, which containers share.
@@ -256,7 +261,7 @@ pub enum Attachment {
 }
 
 impl Attachment {
-    /// Where a container on the host's network asks: `127.0.0.1:PORT/SECRET`.
+    /// The address of the metadata server for a container on the host's network: `127.0.0.1:PORT/SECRET`.
     fn path(&self) -> Option<String> {
         match self {
             Self::Loopback(path) => Some(path.place()),
@@ -294,14 +299,14 @@ pub async fn serve(listener: UnixListener, proxy: Arc<Proxy>) {
 async fn connection(proxy: Arc<Proxy>, stream: UnixStream) {
     let _entered = proxy.settings.clients.enter();
     let stop = proxy.settings.tasks.stop().clone();
-    let (hand, mut handed) = mpsc::channel(1);
-    let handover = Handover(hand);
+    let (sender, mut streams) = mpsc::channel(1);
+    let handover = Handover(sender);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(handover.clone());
         handle(proxy.clone(), request)
     });
-    // Half-close stays off: with it, a client that leaves an idle stream would go unnoticed. This parser
-    // refuses an HTTP/2 preface, so every endpoint stays subject to judgement.
+    // Half-close stays off: with it, hyper would not notice a client that leaves an idle stream. This parser
+    // refuses an HTTP/2 preface, so no request bypasses the judgement.
     let mut connection = hyper::server::conn::http1::Builder::new()
         .half_close(false)
         .preserve_header_case(true)
@@ -311,8 +316,8 @@ async fn connection(proxy: Arc<Proxy>, stream: UnixStream) {
         .with_upgrades();
     let served = tokio::select! {
         served = &mut connection => served,
-        Some(raw) = handed.recv() => {
-            // The engine answered 101: the client's bytes are no HTTP from here on, and both connections end
+        Some(raw) = streams.recv() => {
+            // The engine answered 101: from here on the client's bytes are not HTTP, and both connections end
             // together.
             if let Some(client) = connection.into_parts() {
                 tokio::select! {

@@ -22,23 +22,26 @@ use crate::guard::walk::{Budget, DID_NOT_ANSWER, look_within};
 use crate::json::{items, strings};
 use crate::process;
 
-/// For one question to a file server, which may hang.
+/// Longest time for one file system call; a file server may hang.
 const LONGEST_QUESTION: Duration = Duration::from_secs(1);
-/// A scan ends by itself within its budget, however long that takes; this limit is for a file server that
-/// hangs. Its content is then unknown, and no container of ours gets the mount.
+/// Longest time for which a file server may not answer during a scan. A scan that makes progress may take any
+/// time, within its budget. If the server hangs, its content is unknown, and no container of ours gets the
+/// mount.
 const LONGEST_SILENCE: Duration = Duration::from_secs(5);
 
 /// Runs a file system call off the serving thread; `None` if it exceeds [`LONGEST_QUESTION`].
-pub(super) async fn aside<T: Send + 'static>(ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    tokio::time::timeout(LONGEST_QUESTION, process::aside(ask)).await.ok().flatten()
+pub(super) async fn file_system_call<T: Send + 'static>(
+    ask: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    tokio::time::timeout(LONGEST_QUESTION, process::run_blocking(ask)).await.ok().flatten()
 }
 
-/// A host path that a request would mount, and how: `the bind of /x`.
+/// A host path that a request would mount. `how` describes the mount: `the bind of /x`.
 #[derive(Clone, Debug)]
 pub(super) struct HostPath {
     pub(super) how: String,
     pub(super) place: PathBuf,
-    /// The bucket whose fetched objects are there.
+    /// The bucket whose fetched objects are at this path.
     pub(super) bucket: Option<String>,
 }
 
@@ -119,7 +122,7 @@ impl MountScan {
                         sources.extend(self.volume(source).await?);
                     }
                 }
-                // Their content belongs to the engine and is no directory of this machine.
+                // The engine stores the content of these mounts, and no directory of this machine shows it.
                 Some(kind @ ("image" | "cluster")) => {
                     self.console.notice(format!("not verified: the {kind} mount of {source}"));
                 }
@@ -133,7 +136,7 @@ impl MountScan {
         Ok(sources)
     }
 
-    /// The host paths of a named volume: those it is bound to, otherwise the engine's directory of it.
+    /// The host paths of a named volume: those it is bound to, otherwise the engine's directory for it.
     async fn volume(&self, name: &str) -> Result<Vec<HostPath>, Refusal> {
         Ok(self.lookups.volume(name).await?.map(|found| places(&found, name)).unwrap_or_default())
     }
@@ -167,8 +170,9 @@ impl MountScan {
         self.scan_below(sources, &[]).await
     }
 
-    /// Sources that are the name of the engine's socket on a remote machine. Through that socket a container
-    /// would bypass this session, and our socket does not exist there to be mounted instead.
+    /// Sources that are the engine's socket on a remote machine, by their name. Through that socket a
+    /// container would bypass this session, and our socket, which could be mounted instead, does not exist
+    /// there.
     fn sockets_there(&self, sources: &[HostPath]) -> Vec<FoundKey> {
         if self.upstream.endpoint().socket().is_some() {
             return vec![];
@@ -208,7 +212,7 @@ impl MountScan {
             let HostPath { how, place, bucket } = &sources[source];
             find.place = host.name(&find.place);
             let text = format!("{how} holds {find}");
-            // The next session fetches to another path, so the entry has the object's name.
+            // The next session fetches to another path, so the entry of `guard.allow` has the object's name.
             match (bucket, find.place.strip_prefix(&*place.to_string_lossy())) {
                 (Some(bucket), Some(name)) => FoundKey::in_object(text, bucket, name.trim_start_matches('/')),
                 (Some(_), None) => FoundKey::plain(text),
@@ -220,7 +224,8 @@ impl MountScan {
     }
 }
 
-/// The host paths of a volume, from the engine's record of it: those it is bound to, otherwise the engine's directory.
+/// The host paths of a volume, from the engine's record of it: those it is bound to, otherwise the engine's
+/// directory.
 pub(super) fn places(found: &Value, name: &str) -> Vec<HostPath> {
     let devices = devices(&found["Options"], name);
     if !devices.is_empty() {
@@ -249,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn binds_and_devices() {
+    fn binds_are_split_into_source_and_rest() {
         for (bind, split) in [
             ("/a:/b", Some(("/a", "/b"))),
             ("/a:/b:ro,z", Some(("/a", "/b:ro,z"))),
@@ -262,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_is_bound_to_what_its_options_say() {
+    fn host_paths_of_a_volume_are_read_from_its_options() {
         let places = |options: Value| devices(&options, "v").into_iter().map(|s| s.place).collect::<Vec<_>>();
         assert_eq!(places(json!({"type": "none", "o": "bind", "device": "/k"})), [PathBuf::from("/k")]);
         assert_eq!(

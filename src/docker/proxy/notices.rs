@@ -1,5 +1,5 @@
-//! Lines that a session prints once, however often their reason recurs: every task of a pipeline has the same mounts
-//! and images.
+//! Lines that a session prints once, however often their reason recurs: every task of a pipeline has the same
+//! mounts and images.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
@@ -7,15 +7,15 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::console::Console;
 
-/// Reasons that are remembered; an older one is printed once more. A session has a few: mounts and images of its
-/// pipelines, but whoever creates containers chooses them.
+/// Most reasons that are remembered; the line of an older one is printed again. Pipelines cause a few, by
+/// their mounts and images, but a client that creates containers can cause any number.
 const REMEMBERED: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Notices {
     console: Console,
     seed: RandomState,
-    /// By their hashes, the newest last.
+    /// Hashes of the reasons, the newest last.
     printed: Mutex<VecDeque<u64>>,
 }
 
@@ -24,7 +24,8 @@ impl Notices {
         Self { console, seed: RandomState::new(), printed: Mutex::default() }
     }
 
-    /// Prints `line`, unless one with this reason was printed before. `who` is the container it is about.
+    /// Prints `line`, unless one with this reason was printed before. `who` names the container that the line
+    /// is about.
     pub(super) fn once(&self, who: &str, reason: String, line: &str) {
         let reason = self.seed.hash_one(reason);
         let mut printed = self.printed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,7 +47,7 @@ mod tests {
     use crate::console::OutputForm;
 
     #[test]
-    fn reasons_that_others_choose_take_no_memory_without_end() {
+    fn the_number_of_remembered_reasons_is_bounded() {
         let notices = Notices::new(Console::new(OutputForm::Quiet, std::io::sink()));
         for number in 0..REMEMBERED * 3 {
             notices.once("a", format!("reason {number}"), "line");

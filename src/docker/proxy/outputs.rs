@@ -16,13 +16,15 @@ use tokio::sync::watch;
 use super::engine_client::{Reply, json_reply};
 use crate::workload::ContainerId;
 
-/// Longest output kept per container: containers that write more live long enough to be read.
+/// Longest output kept per container: a container that writes more runs long enough for a client to read its
+/// logs.
 pub(super) const KEPT: usize = 1 << 20;
 /// Most bytes kept for all containers together.
-const KEPT_TOGETHER: usize = 64 << 20;
-/// How long a client's logs wait for the end of the output after the engine has ended them. Podman ends an
-/// attach only when the process that removes the container is done, which takes seconds on a busy machine.
-const LAST_WORD: Duration = Duration::from_secs(30);
+const KEPT_IN_TOTAL: usize = 64 << 20;
+/// How long the answer to a request for logs waits for the end of the output after the engine has ended its
+/// own. Podman ends an attach only when the process that removes the container is done, which takes seconds
+/// on a busy machine.
+const END_WITHIN: Duration = Duration::from_secs(30);
 
 /// Bytes of standard output and standard error.
 pub(super) type Streams = [Vec<u8>; 2];
@@ -31,18 +33,19 @@ pub(super) type Streams = [Vec<u8>; 2];
 #[derive(Debug, Default)]
 pub(super) struct Outputs {
     kept: Mutex<HashMap<ContainerId, Arc<Capture>>>,
-    together: Arc<AtomicUsize>,
+    total: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
 pub(super) struct Capture {
-    heard: Mutex<Captured>,
+    captured: Mutex<Captured>,
     pub(super) ended: watch::Sender<bool>,
-    /// The engine's inspect result before the container started, compressed: as a tree it is 20 KB, as text 3 KB and more.
+    /// The engine's inspect result from before the start, compressed: parsed it takes 20 KB, as text 3 KB and
+    /// more.
     inspected: Vec<u8>,
-    /// Whether a client has asked for the logs; a later inspect of the container then belongs to that.
-    pub(super) asked: AtomicBool,
-    together: Arc<AtomicUsize>,
+    /// Whether a client has asked for the logs: only then does a later inspect get an answer from here.
+    pub(super) logs_asked: AtomicBool,
+    total: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, Default)]
@@ -61,11 +64,11 @@ impl Outputs {
         let mut packed = packed.finish().unwrap_or_default();
         packed.shrink_to_fit();
         let kept = Arc::new(Capture {
-            heard: Mutex::default(),
+            captured: Mutex::default(),
             ended: watch::Sender::new(false),
             inspected: packed,
-            asked: AtomicBool::new(false),
-            together: self.together.clone(),
+            logs_asked: AtomicBool::new(false),
+            total: self.total.clone(),
         });
         self.all().insert(container.clone(), kept.clone());
         kept
@@ -90,45 +93,45 @@ impl Outputs {
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        let heard = self.heard.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.together.fetch_sub(heard.streams.iter().map(Vec::len).sum(), Ordering::Relaxed);
+        let captured = self.captured.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.total.fetch_sub(captured.streams.iter().map(Vec::len).sum(), Ordering::Relaxed);
     }
 }
 
 impl Capture {
-    pub(super) fn hear(&self, stream: usize, payload: &[u8]) {
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        if heard.too_long {
+    pub(super) fn record(&self, stream: usize, payload: &[u8]) {
+        let mut captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
+        if captured.too_long {
             return;
         }
-        let length: usize = heard.streams.iter().map(Vec::len).sum();
-        let together = self.together.fetch_add(payload.len(), Ordering::Relaxed);
-        if length + payload.len() > KEPT || together + payload.len() > KEPT_TOGETHER {
-            self.together.fetch_sub(length + payload.len(), Ordering::Relaxed);
-            *heard = Captured { too_long: true, ..Captured::default() };
+        let length: usize = captured.streams.iter().map(Vec::len).sum();
+        let total_before = self.total.fetch_add(payload.len(), Ordering::Relaxed);
+        if length + payload.len() > KEPT || total_before + payload.len() > KEPT_IN_TOTAL {
+            self.total.fetch_sub(length + payload.len(), Ordering::Relaxed);
+            *captured = Captured { too_long: true, ..Captured::default() };
             return;
         }
-        heard.streams[stream].extend_from_slice(payload);
-        match heard.order.last_mut() {
+        captured.streams[stream].extend_from_slice(payload);
+        match captured.order.last_mut() {
             Some((last, length)) if *last == stream => *length += payload.len(),
-            _ => heard.order.push((stream, payload.len())),
+            _ => captured.order.push((stream, payload.len())),
         }
     }
 
-    /// The output after `told`, in frames, once the output has ended; empty if nothing is missing. `None` if
-    /// the output is unknown, or does not begin with `told`: then nothing can be appended.
-    pub(super) async fn rest(&self, told: &Streams, wants: [bool; 2]) -> Option<Bytes> {
+    /// The output after `sent`, in frames, once the output has ended; empty if nothing is missing. `None` if
+    /// the output is unknown, or does not begin with `sent`: then nothing can be appended.
+    pub(super) async fn rest(&self, sent: &Streams, wants: [bool; 2]) -> Option<Bytes> {
         let mut ended = self.ended.subscribe();
-        tokio::time::timeout(LAST_WORD, ended.wait_for(|ended| *ended)).await.ok()?.ok()?;
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let begins = |stream: usize| !wants[stream] || heard.streams[stream].starts_with(&told[stream]);
-        if heard.too_long || !begins(0) || !begins(1) {
+        tokio::time::timeout(END_WITHIN, ended.wait_for(|ended| *ended)).await.ok()?.ok()?;
+        let captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
+        let begins = |stream: usize| !wants[stream] || captured.streams[stream].starts_with(&sent[stream]);
+        if captured.too_long || !begins(0) || !begins(1) {
             return None;
         }
-        let mut skip = [told[0].len(), told[1].len()];
+        let mut skip = [sent[0].len(), sent[1].len()];
         let (mut at, mut frames) = ([0, 0], vec![]);
-        for &(stream, length) in heard.order.iter().filter(|(stream, _)| wants[*stream]) {
-            let piece = heard.streams[stream].get(at[stream]..at[stream] + length)?;
+        for &(stream, length) in captured.order.iter().filter(|(stream, _)| wants[*stream]) {
+            let piece = captured.streams[stream].get(at[stream]..at[stream] + length)?;
             at[stream] += length;
             let piece = piece.get(skip[stream].min(length)..)?;
             skip[stream] = skip[stream].saturating_sub(length);
@@ -142,7 +145,7 @@ impl Capture {
     }
 
     /// The inspect result that the container would have if it still existed.
-    pub(super) fn look(&self, code: i64) -> Reply {
+    pub(super) fn inspect_reply(&self, code: i64) -> Reply {
         let mut inspected =
             serde_json::from_reader::<_, Value>(DeflateDecoder::new(&*self.inspected)).unwrap_or_default();
         let state = &mut inspected["State"];
@@ -165,36 +168,36 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_output_that_is_too_long_is_not_kept_in_part() {
+    async fn an_output_that_is_too_long_is_not_kept_at_all() {
         let (outputs, kept) = kept();
-        kept.hear(0, &vec![b'x'; KEPT]);
-        assert_eq!(outputs.together.load(Ordering::Relaxed), KEPT);
-        kept.hear(1, b"y");
-        assert_eq!(outputs.together.load(Ordering::Relaxed), 0);
-        kept.hear(0, b"z");
+        kept.record(0, &vec![b'x'; KEPT]);
+        assert_eq!(outputs.total.load(Ordering::Relaxed), KEPT);
+        kept.record(1, b"y");
+        assert_eq!(outputs.total.load(Ordering::Relaxed), 0);
+        kept.record(0, b"z");
         kept.ended.send_replace(true);
         assert_eq!(kept.rest(&Streams::default(), [true, true]).await, None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_end_is_waited_for_and_not_for_ever() {
+    async fn waiting_for_the_end_of_the_output_has_a_limit() {
         let (_outputs, kept) = kept();
-        kept.hear(0, b"one");
+        kept.record(0, b"one");
         assert_eq!(kept.rest(&Streams::default(), [true, true]).await, None);
-        let teller = kept.clone();
-        let rest = async move { teller.rest(&[b"o".to_vec(), vec![]], [true, true]).await };
+        let reader = kept.clone();
+        let rest = async move { reader.rest(&[b"o".to_vec(), vec![]], [true, true]).await };
         let (rest, ()) = tokio::join!(rest, async { _ = kept.ended.send_replace(true) });
         assert_eq!(rest.unwrap(), b"\x01\0\0\0\0\0\0\x02ne".as_slice());
     }
 
     #[test]
-    fn what_is_kept_is_counted_until_it_is_dropped() {
+    fn kept_bytes_are_counted_until_the_output_is_dropped() {
         let (outputs, kept) = kept();
-        kept.hear(1, b"four");
+        kept.record(1, b"four");
         let id = ContainerId::parse(&"ab".repeat(32)).unwrap();
         outputs.close(&id, &kept);
         drop(kept);
-        assert_eq!(outputs.together.load(Ordering::Relaxed), 0);
+        assert_eq!(outputs.total.load(Ordering::Relaxed), 0);
         assert!(outputs.all().is_empty());
     }
 }

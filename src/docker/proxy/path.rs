@@ -1,15 +1,14 @@
 //! A request's target in one canonical spelling, which is both judged and sent to the engine.
 //!
 //! The engine decodes escapes before it routes, takes `/containers%2Fcreate` for a create, and accepts
-//! `/v01.41/` (recorded on 20.10). So a target is decoded once, refused if it is ambiguous, and rewritten
-//! for the engine.
+//! `/v01.41/` (recorded on 20.10). So the proxy decodes a target once, refuses it if it is ambiguous, and
+//! rewrites it for the engine.
 
 use hyper::Uri;
 
 use super::json::fold;
 
-/// Query keys that are judged. If a key is repeated, the engine reads its first value, other parsers its
-/// last.
+/// Judged query keys that may not be repeated: the engine reads the first value, other parsers the last.
 const SINGLE: &[&str] = &[
     "name",
     "container",
@@ -78,7 +77,7 @@ pub(super) enum Route {
 }
 
 impl ApiTarget {
-    /// The error is a lower-case fragment for the client.
+    /// Parses a target. The error is a lower-case fragment for the client.
     pub(super) fn parse(uri: &Uri) -> Result<Self, &'static str> {
         let raw = uri.path();
         let decoded = decode(raw)?;
@@ -95,7 +94,7 @@ impl ApiTarget {
             }
             segments.remove(0);
         }
-        // Only image names are sent with escaped slashes (docker-java).
+        // Clients send escaped slashes only in image names (docker-java).
         let literal = raw.split('/').nth(if version.is_some() { 2 } else { 1 });
         let names_images = matches!(literal, Some("images" | "distribution" | "plugins"));
         if raw.to_ascii_lowercase().contains("%2f") && !names_images {
@@ -147,15 +146,16 @@ impl ApiTarget {
         self.pairs.iter().filter(move |(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
-    /// The same target, addressed to the container `id`, so that the container acted on is the one looked up.
+    /// The same target, addressed to the container `id`, so that the engine acts on the container that the
+    /// proxy looked up.
     pub(super) fn with_container(&self, id: &str, action: &str) -> Self {
         let mut segments = vec!["containers".into(), id.into()];
         segments.extend(action.split('/').filter(|part| !part.is_empty()).map(Into::into));
         Self { segments, ..self.clone() }
     }
 
-    /// The route that the engine's router would choose. Names may contain slashes there (`{name:.*}`), so the
-    /// action is taken from the end.
+    /// The route that the engine's router would choose. Its names may contain slashes (`{name:.*}`), so the
+    /// action is taken from the end of the path.
     pub(super) fn route(&self, delete: bool) -> Route {
         let parts: Vec<&str> = self.segments.iter().map(String::as_str).collect();
         let named = |rest: &[&str]| match rest {
@@ -219,7 +219,8 @@ fn escaped(rest: &mut std::str::Bytes<'_>) -> Option<u8> {
     u8::try_from(high * 16 + low).ok()
 }
 
-/// Writes `text` escaped, except for unreserved characters, so that it cannot end a path.
+/// Writes `text` percent-encoded, except for characters that have no meaning in a path, so that `text` cannot
+/// end the path.
 pub(super) fn encode(text: &str, out: &mut String) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     for byte in text.bytes() {
@@ -242,9 +243,9 @@ fn is_libpod(segment: &str) -> bool {
 
 /// Docker's own pattern is `v[0-9.]+`, Podman's `v[0-9][0-9A-Za-z.-]*`.
 fn looks_like_version(segment: &str) -> bool {
-    let of_it = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
     segment.strip_prefix('v').is_some_and(|rest| {
-        rest.starts_with(|first: char| first.is_ascii_digit() || first == '.') && rest.bytes().all(of_it)
+        rest.starts_with(|first: char| first.is_ascii_digit() || first == '.') && rest.bytes().all(allowed)
     })
 }
 
@@ -255,8 +256,8 @@ fn is_version(segment: &str) -> bool {
         .is_some_and(|(major, minor)| number(major) && number(minor) && !minor.contains('.'))
 }
 
-/// The pairs of a query. `create`: the query of a container create. dockerode sends all of its options as a
-/// query in addition to the body (`Labels=…`); an engine reads only the name there.
+/// The pairs of a query. `create`: whether this is the query of a container create. dockerode repeats all
+/// options of the body in it (`Labels=…`); the engine reads only the name there.
 fn pairs(query: &str, create: bool) -> Result<Vec<(String, String)>, &'static str> {
     // Engines built with Go before 1.17 treat `;` as a separator, later ones drop the pair.
     if query.contains(';') {
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn one_spelling_is_judged_and_sent() {
+    fn targets_are_rewritten_to_one_canonical_spelling() {
         for (asked, sent) in [
             ("/v1.41/containers/create?name=a", "/v1.41/containers/create?name=a"),
             ("/%63ontainers/create", "/containers/create"),
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_two_readings_is_refused() {
+    fn ambiguous_targets_are_refused() {
         for bad in [
             "//containers/create",
             "/./containers/create",
@@ -348,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn names_may_hold_slashes_as_in_the_engines_router() {
+    fn names_may_contain_slashes_as_in_the_engines_router() {
         let container =
             |name: &str, action: &str| Route::Container { name: name.into(), action: action.into() };
         for (path, delete, route) in [

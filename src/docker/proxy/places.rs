@@ -1,5 +1,5 @@
-//! Chooses where a container with an identity will reach us: at a link-local address on a bridge, on the second
-//! network, on a network of its own, or on the host's loopback.
+//! Chooses where a container with an identity will reach us: at a link-local address on a bridge, on the
+//! second network, on a network of its own, or on the host's loopback.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -25,18 +25,18 @@ use crate::workload::ContainerId;
 /// The engine's names for the default bridge in a create.
 const DEFAULT: [&str; 3] = ["", "bridge", "default"];
 
-/// A request for the second network: where its answer goes.
+/// A request for the second network: the sender for its answer.
 pub type SecondRequest = oneshot::Sender<Result<RelayAt, Reason>>;
 
-/// The second network: made at the start of the session, or when the first container needs it.
+/// The second network: created at the start of the session, or when the first container needs it.
 #[derive(Clone, Debug)]
 pub enum SecondNetwork {
     Open(RelayAt),
-    /// Each request is answered once the network and its relay are there.
+    /// Each request is answered once the network and its relay exist.
     OnDemand(mpsc::Sender<SecondRequest>),
 }
 
-/// Chooses the places of one session's containers.
+/// Chooses where one session's containers reach us.
 #[derive(Debug)]
 pub(super) struct AttachmentChooser {
     settings: Arc<ProxySettings>,
@@ -57,18 +57,18 @@ impl AttachmentChooser {
         Self { settings, engine, lookups, leases, reserved }
     }
 
-    /// The place of a container with this body, which will get an identity, and its relay.
+    /// Where a container with this body, which will get an identity, will reach us, and its relay.
     pub(super) async fn of(&self, body: &Value) -> Result<(Attachment, RelayAt), Refusal> {
         if body["HostConfig"]["NetworkMode"] == "host"
             && let Some(paths) = &self.settings.loopback
         {
             let path =
-                paths.take().ok_or_else(|| broken("cannot create a loopback path (no random numbers)"))?;
+                paths.take().ok_or_else(|| failed("cannot create a loopback path (no random numbers)"))?;
             let relay = RelayAt { address: Ipv4Addr::LOCALHOST, container_credentials: false };
             return Ok((Attachment::Loopback(path), relay));
         }
         if let Some(cells) = &self.settings.cells {
-            let cell = cells.take().await.map_err(|why| broken(&*why))?;
+            let cell = cells.take().await.map_err(|why| failed(&*why))?;
             let relay = RelayAt { address: cell.relay, container_credentials: false };
             return Ok((Attachment::Cell(cell), relay));
         }
@@ -91,15 +91,15 @@ impl AttachmentChooser {
         };
         let (answer, answered) = oneshot::channel();
         let sent = requests.send(answer).await;
-        let ended = || broken("the session has ended");
+        let ended = || failed("the session has ended");
         sent.map_err(|_| ended())?;
         let relay = answered.await.map_err(|_| ended())?;
-        relay.map_err(|why| broken(format!("kfp-creds could not make its second network: {why}")))
+        relay.map_err(|why| failed(format!("kfp-creds could not make its second network: {why}")))
     }
 
-    /// Whether a container runs on the default bridge that keeps a new one from the segment. If the segment is a
-    /// bridge of ours, any container does: the new one may want to reach it. If it is the default bridge itself,
-    /// those do that could forge addresses.
+    /// Whether a container that runs on the default bridge keeps a new one off the segment. If the segment is
+    /// a bridge of ours, any container there does, because the new one may need to reach it. If the segment
+    /// is the default bridge itself, only containers that could forge addresses do.
     async fn is_shared(&self, segment: &Segment) -> Result<bool, Refusal> {
         let path = filtered("/containers/json?all=false", "network", DEFAULT_BRIDGE);
         let found = self.engine.look(&path).await?;
@@ -115,7 +115,7 @@ impl AttachmentChooser {
         Ok(false)
     }
 
-    /// Whether it is a container with an identity of this session, or its relay.
+    /// Whether the container has an identity of this session, or is the session's relay.
     async fn is_known(&self, id: &ContainerId) -> bool {
         self.reserved.hit(ReservedKind::Container, id.as_str()) == Hit::Sure
             || self.leases.is_leased(id).await
@@ -126,8 +126,8 @@ impl AttachmentChooser {
         Ok(found.is_some_and(|found| could_forge(&found["HostConfig"])))
     }
 
-    /// Refuses a container that is about to run on the default bridge, if containers with an identity have their
-    /// addresses there and it could forge them.
+    /// Refuses a container that is about to run on the default bridge, if containers with an identity have
+    /// their addresses there and it could forge them.
     pub(super) async fn judge_neighbour(&self, id: &ContainerId, joins: bool) -> Result<(), Refusal> {
         if !self.settings.segment.as_ref().is_some_and(Segment::is_default_bridge) || self.is_known(id).await
         {
@@ -136,34 +136,34 @@ impl AttachmentChooser {
         let Some(found) = self.lookups.container(id.as_str()).await? else { return Ok(()) };
         let on = joins || found["NetworkSettings"]["Networks"].get(DEFAULT_BRIDGE).is_some();
         match on && could_forge(&found["HostConfig"]) {
-            true => Err(forger(id.as_str())),
+            true => Err(could_forge_refusal(id.as_str())),
             false => Ok(()),
         }
     }
 
-    /// The same for a create of a container without an identity: a container that is refused later is left
-    /// behind, and the docker command line waits for its removal.
+    /// The same check for the create of a container without an identity. If only its start were refused, the
+    /// container would be left behind, and the docker command line would wait for its removal.
     pub(super) fn judge_new_neighbour(&self, body: &Value) -> Result<(), Refusal> {
         let shared = self.settings.segment.as_ref().is_some_and(Segment::is_default_bridge);
         let named = |name: &str| DEFAULT.contains(&name);
         let mode = named(body["HostConfig"]["NetworkMode"].as_str().unwrap_or_default());
         let on = mode || endpoints(body).any(|(name, _)| named(name));
         match shared && on && could_forge(&body["HostConfig"]) {
-            true => Err(forger("it")),
+            true => Err(could_forge_refusal("it")),
             false => Ok(()),
         }
     }
 }
 
-fn forger(who: &str) -> Refusal {
+fn could_forge_refusal(who: &str) -> Refusal {
     Refusal::forbidden(format!(
         "{who} could forge addresses of containers with an identity on the default bridge (network.attach = \
          \"link-local\"): drop its NET_RAW, give it a network of its own, or set network.attach = \"auto\""
     ))
 }
 
-/// Whether the create asks for the default bridge, and for nothing that only that one gives: fixed addresses,
-/// links.
+/// Whether the create asks for the default bridge, and for nothing that the segment cannot give: fixed
+/// addresses, links.
 fn asks_for_default_bridge(body: &Value) -> bool {
     let host = &body["HostConfig"];
     DEFAULT.contains(&host["NetworkMode"].as_str().unwrap_or_default())
@@ -183,7 +183,7 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-fn broken(why: impl Into<String>) -> Refusal {
+fn failed(why: impl Into<String>) -> Refusal {
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, why)
 }
 
@@ -194,8 +194,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_create_that_sets_up_its_network_gets_the_second_one() {
-        // As the docker command line and docker-py write a container without settings for its network.
+    fn a_create_with_network_settings_gets_the_second_network() {
+        // Bodies of the docker command line and docker-py for a container without network settings.
         for plain in [
             json!({}),
             json!({"HostConfig": {"NetworkMode": "default"}, "NetworkingConfig": null}),

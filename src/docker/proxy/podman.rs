@@ -1,6 +1,6 @@
-//! Request fields that Podman parses and Docker does not. Podman passes parts of a create to its own command
-//! line's parsers, in which one text can hold several fields. Such texts are refused, so that Podman does
-//! exactly what was judged. Checked against Podman 5.4 to 6.1, its source and its behaviour.
+//! Request fields that Podman parses and Docker does not. Podman passes parts of a create to the parsers of
+//! its command line, which can read several fields from one string. The proxy refuses such strings, so that
+//! Podman does exactly what was judged. Checked against the source and the behaviour of Podman 5.4 to 6.1.
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use crate::json::{fields, items, strings};
 const BUILD_KEYS: [&str; 7] =
     ["nsoptions", "volume", "transientrunmounts", "additionalbuildcontexts", "secrets", "devices", "addcaps"];
 
-/// Network modes outside the engine's networks: no network can be connected to such a container.
+/// Network modes outside the engine's networks: a container with one of them can join no other network.
 const UNCONNECTED: [&str; 4] = ["pasta", "slirp4netns", "private", "pod"];
 
 /// The first Podman-only query key of a build that would bypass the judgement.
@@ -19,8 +19,8 @@ pub(super) fn build_key<'a>(mut keys: impl Iterator<Item = &'a str>) -> Option<&
     keys.find(|key| BUILD_KEYS.contains(&super::json::fold(key).as_str()))
 }
 
-/// The reason why Podman would read a canonical create body differently; a lower-case fragment.
-pub(super) fn second_reading(body: &Value) -> Option<String> {
+/// The reason why Podman would parse a canonical create body differently; a lower-case fragment.
+pub(super) fn parsed_differently(body: &Value) -> Option<String> {
     let host = &body["HostConfig"];
     for key in ["NetworkMode", "PidMode", "IpcMode"] {
         let mode = host[key].as_str().unwrap_or_default();
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_podman_would_read_otherwise_is_refused() {
+    fn bodies_that_podman_parses_differently_are_refused() {
         for bad in [
             json!({"HostConfig": {"NetworkMode": "ns:/proc/7/ns/net"}}),
             json!({"HostConfig": {"PidMode": "ns:/proc/7/ns/pid"}}),
@@ -111,7 +111,7 @@ mod tests {
             json!({"HostConfig": {"Mounts": [{"Type": "glob", "Source": "/home/*", "Target": "/c"}]}}),
             json!({"HostConfig": {"Mounts": [{"Source": "/home", "Target": "/c"}]}}),
         ] {
-            let why = second_reading(&bad);
+            let why = parsed_differently(&bad);
             assert!(why.is_some_and(|why| !why.contains('\n')), "{bad}");
         }
         for good in [
@@ -121,12 +121,12 @@ mod tests {
             json!({"HostConfig": {"NetworkMode": "pasta:-T,5000"}}),
             json!({"Volumes": {"/data": {}}, "HostConfig": {"Mounts": [{"Type": "bind", "Source": "/a b", "Target": "/c"}]}}),
         ] {
-            assert_eq!(second_reading(&good), None, "{good}");
+            assert_eq!(parsed_differently(&good), None, "{good}");
         }
     }
 
     #[test]
-    fn networks_to_which_none_can_be_added() {
+    fn networks_that_allow_no_second_one_are_recognised() {
         let of = |mode: &str| not_attachable(&json!({"HostConfig": {"NetworkMode": mode}}));
         assert!(
             ["pasta", "pasta:-T,5000", "slirp4netns:mtu=9000", "private"]
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn build_keys_in_every_case() {
+    fn podmans_build_keys_are_found_in_any_case() {
         assert_eq!(build_key(["t", "nsoptions"].into_iter()), Some("nsoptions"));
         assert_eq!(build_key(["NsOption\u{17f}"].into_iter()), Some("NsOption\u{17f}"));
         assert_eq!(build_key(["t", "dockerfile", "buildargs", "labels"].into_iter()), None);

@@ -1,5 +1,5 @@
-//! The outcome of a create request, as far as it can be told without an engine: no image, other container or
-//! directory is inspected. For `explain`, and for measuring.
+//! The outcome of a create request, as far as it can be determined without an engine: no image, other
+//! container or directory is inspected. For `explain`, benchmarks and fuzzing.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -20,7 +20,7 @@ use crate::workload::Task;
 pub struct Preview {
     pub task: Task,
     pub outcome: PreviewOutcome,
-    /// Keys that the container would receive anyway, because the guard only warns of them.
+    /// Keys that the container would receive, because the guard only warns of them.
     pub told: Vec<String>,
     /// The body that the engine would be sent.
     pub body: Vec<u8>,

@@ -1,5 +1,5 @@
 //! The `proxies` of docker's own config for the engine behind us. Clients look them up by the address that
-//! they dial; that is ours here, so they take the entry `default`.
+//! they dial. Here they dial ours, so they take the entry `default`.
 
 use hyper::header::{HeaderMap, USER_AGENT};
 use serde_json::Value;
@@ -11,7 +11,7 @@ use crate::json::strings;
 const READERS: [&str; 3] = ["Docker-Client/", "docker-sdk-python/", "compose/"];
 
 /// Sets the variables that the client would have set had it dialled the engine; never overrides the user's
-/// own.
+/// own variables.
 pub(super) fn apply(body: &mut Value, headers: &HeaderMap, proxies: &ClientProxies) {
     let Some(entry) = &proxies.engine else { return };
     // A malformed body is refused later.
@@ -53,8 +53,8 @@ pub(super) fn of_build(
     let names = names.into_iter().flat_map(|name| [name.to_string(), name.to_ascii_lowercase()]);
     let change = |name: String| {
         let (own, has) = (value(entry, &name), given(&name));
-        let is_ours_to_say = has.is_none() || has == value(&proxies.default, &name);
-        (is_ours_to_say && own != has).then_some((name, own))
+        let may_change = has.is_none() || has == value(&proxies.default, &name);
+        (may_change && own != has).then_some((name, own))
     };
     names.filter_map(change).collect()
 }
@@ -70,7 +70,7 @@ pub(super) fn build_arguments(
     }
     let mut all: Value = serde_json::from_str(given.unwrap_or("{}")).ok()?;
     let arguments = all.as_object_mut()?;
-    // An argument without a value takes the builder's; it counts as set by the user.
+    // An argument without a value takes the builder's value; it counts as set by the user.
     let has = |name: &str| arguments.get(name).map(|value| value.as_str().unwrap_or_default().to_owned());
     let changes = of_build(proxies, &has);
     if changes.is_empty() {

@@ -18,7 +18,7 @@ use crate::workload::{ContainerId, Identity};
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RelayAt {
     pub address: Ipv4Addr,
-    /// It has AWS's address of container credentials, 169.254.170.2, too.
+    /// The relay also has AWS's address of container credentials, 169.254.170.2.
     pub container_credentials: bool,
 }
 
@@ -49,24 +49,26 @@ pub(super) struct Question<'a> {
     pub(super) name: Option<&'a str>,
     /// Entries `NAME=value` of the image.
     pub(super) image_env: &'a [String],
-    /// By the reference in the body, see `judge::container_references`.
+    /// The containers that the body names, by the reference in the body (`judge::container_references`).
     pub(super) neighbours: &'a HashMap<String, Neighbour>,
-    /// References that mean our network, see `judge::network_references`.
+    /// References to networks of ours in the body (`judge::network_references`).
     pub(super) our_networks: &'a HashSet<String>,
     pub(super) wiring: &'a Wiring,
     /// Mounts of the config for this task, in addition to those of the request.
     pub(super) mounts: &'a [&'a Mount],
     pub(super) session: &'a str,
     pub(super) mode: &'a str,
-    /// The container will be alone with the relay on its network: power over neighbours is harmless there.
+    /// The container will be alone with the relay on its network: capabilities to impersonate neighbours are
+    /// harmless there.
     pub(super) alone: bool,
     /// Where the container reaches us on the host's network: `127.0.0.1:PORT/SECRET`.
     pub(super) path: Option<&'a str>,
-    /// The secret of its lease, for the clouds that need one.
+    /// The secret of the container's lease, for the clouds that need one.
     pub(super) secret: Option<&'a str>,
-    /// The link-local address that it gets, and the network for it.
+    /// The link-local address that the container gets, and its network.
     pub(super) linked: Option<&'a SegmentAddress>,
-    /// The leased container whose network it joins, if a rule allows that and both have the same identity.
+    /// The leased container whose network this one joins, if a rule allows that and both have the same
+    /// identity.
     pub(super) joins: Option<&'a Joined>,
 }
 
@@ -77,11 +79,11 @@ pub(super) struct Candidate<'a> {
     pub(super) name: Option<&'a str>,
     /// The names of the metadata server.
     pub(super) server_names: &'a [String],
-    /// On the host's network it reaches us on the loopback.
+    /// The container is on the host's network and reaches us on the loopback.
     pub(super) on_loopback: bool,
-    /// It may join the network of a leased container.
+    /// The container may join the network of a leased container.
     pub(super) joins: bool,
-    /// It will be alone with the relay on its network.
+    /// The container will be alone with the relay on its network.
     pub(super) alone: bool,
 }
 

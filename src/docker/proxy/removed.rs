@@ -1,29 +1,30 @@
-//! Containers that the engine has removed: which code they ended with, and nothing else. A session may live for weeks.
+//! The exit codes of containers that the engine has removed, and nothing else about them: a session may run
+//! for weeks.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 
 use crate::workload::ContainerId;
 
-/// Beyond this number the oldest are forgotten. kfp asks within seconds: this is for whoever comes back to a session of
-/// many thousand tasks.
+/// Beyond this number the oldest are forgotten. kfp asks within seconds; so many are remembered for clients
+/// that ask later in a session of many thousand tasks.
 const REMEMBERED: usize = 16_384;
-/// For how many more there is room at a time: doubling would leave up to half of it unused.
-const ROOM: usize = 256;
+/// How many entries the list grows by: doubling would leave up to half of the memory unused.
+const GROWTH: usize = 256;
 
-/// No event told the code.
+/// No event contained the code.
 pub(super) const UNKNOWN: u32 = u32::MAX;
-/// There was no run that could have had a code.
+/// The container never ran, so it has no code.
 pub(super) const NEVER_RAN: u32 = u32::MAX - 1;
 
-/// The newest is last.
+/// Removed containers, the newest last.
 #[derive(Debug, Default)]
 pub(super) struct Removed {
     names: RandomState,
     all: VecDeque<RemovedContainer>,
 }
 
-/// 44 bytes: a name is its hash, with a seed of this process, in two halves, so that nothing is left unused.
+/// 44 bytes. A name is stored as a hash, seeded per process, and in two halves, so that there is no padding.
 #[derive(Clone, Copy, Debug)]
 struct RemovedContainer {
     id: [u8; 32],
@@ -37,26 +38,26 @@ impl Removed {
             self.all.pop_front();
         }
         if self.all.len() == self.all.capacity() {
-            self.all.reserve_exact(ROOM);
+            self.all.reserve_exact(GROWTH);
         }
         let name = name.map_or([0; 2], |name| self.hash(name));
         self.all.push_back(RemovedContainer { id: bytes(container), name, code });
     }
 
-    /// Its exit code, or [`UNKNOWN`] or [`NEVER_RAN`]; `None` if it is not remembered.
+    /// The container's exit code, or [`UNKNOWN`] or [`NEVER_RAN`]; `None` if it is not remembered.
     pub(super) fn code(&mut self, container: &ContainerId) -> Option<&mut u32> {
         let id = bytes(container);
         self.all.iter_mut().rev().find(|one| one.id == id).map(|one| &mut one.code)
     }
 
-    /// The newest of that name.
+    /// The newest container of that name.
     pub(super) fn named(&self, name: &str) -> Option<ContainerId> {
         let name = self.hash(name);
         self.all.iter().rev().find(|one| one.name == name).and_then(|one| id(&one.id))
     }
 
-    /// Those whose ids begin like that.
-    pub(super) fn beginning<'a>(&'a self, start: &'a str) -> impl Iterator<Item = ContainerId> + 'a {
+    /// The containers whose ids begin with `start`.
+    pub(super) fn with_id_prefix<'a>(&'a self, start: &'a str) -> impl Iterator<Item = ContainerId> + 'a {
         self.all.iter().filter_map(|one| id(&one.id)).filter(move |id| id.as_str().starts_with(start))
     }
 
@@ -89,17 +90,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_ones_are_found_in_little_memory() {
+    fn the_newest_removed_containers_are_kept_in_little_memory() {
         let container = |number: usize| ContainerId::parse(&format!("{number:064x}")).unwrap();
         let mut removed = Removed::default();
         for number in 0..REMEMBERED + 10 {
             removed.push(&container(number), Some(&format!("n{number}")), 1);
         }
         assert_eq!((removed.all.len(), size_of::<RemovedContainer>()), (REMEMBERED, 44));
-        assert!(removed.all.capacity() <= REMEMBERED + ROOM);
+        assert!(removed.all.capacity() <= REMEMBERED + GROWTH);
         assert_eq!(removed.code(&container(9)), None);
         assert_eq!(removed.code(&container(10)).copied(), Some(1));
         assert_eq!((removed.named("n9"), removed.named("n10")), (None, Some(container(10))));
-        assert_eq!(removed.beginning(container(11).as_str()).collect::<Vec<_>>(), [container(11)]);
+        assert_eq!(removed.with_id_prefix(container(11).as_str()).collect::<Vec<_>>(), [container(11)]);
     }
 }

@@ -1,7 +1,8 @@
 //! Hides our objects from clients: relays and our networks in lists, and our network when a client inspects
-//! an attached container. Scripts take the first of two networks, concatenate two addresses, and remove
-//! whatever `ps` lists. A bridge of ours is shown as the default bridge, in whose place the container has it. `kfp-creds` itself sees everything, because it asks the engine and not this proxy.
-//! Objects named outright can still be inspected.
+//! an attached container. Otherwise scripts would take the first of two networks, concatenate two addresses,
+//! and remove whatever `ps` lists. If a container has a bridge of ours instead of the default bridge, clients
+//! see it as the default bridge. `kfp-creds` itself sees everything, because it asks the engine and not this
+//! proxy. Clients can still inspect our objects by name.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,7 +21,7 @@ use crate::docker::bridge::{DEFAULT_BRIDGE, is_named_as_bridge};
 use crate::docker::image::ROLE_LABEL;
 use crate::docker::labels::SESSION_LABEL;
 
-/// Takes our objects out of the engine's answers.
+/// Removes our objects from the engine's answers.
 #[derive(Debug)]
 pub(super) struct ReplyFilter {
     lookups: Lookups,
@@ -81,8 +82,8 @@ impl ReplyFilter {
         .await
     }
 
-    /// Recognises our relay by id, another session's by its label and network: an image could bring the label
-    /// alone.
+    /// Recognises our relay by its id, another session's by its label and network: an image could have the
+    /// label alone.
     fn is_relay(&self, found: &Value) -> bool {
         let id = found["Id"].as_str().unwrap_or_default();
         let networks = found["NetworkSettings"]["Networks"].as_object();
@@ -92,7 +93,8 @@ impl ReplyFilter {
                     .is_some_and(|all| !all.is_empty() && all.keys().all(|name| name.starts_with(NETWORKS))))
     }
 
-    /// Whether one of our networks was hidden. `wired`: the container has a session's label.
+    /// Hides our networks and link-local addresses; returns whether there were any. `wired`: whether the
+    /// container has a session's label.
     async fn hide_networks(&self, settings: &mut Value, wired: bool) -> bool {
         let Some(networks) = settings["Networks"].as_object_mut() else { return false };
         let like_ours: Vec<(String, String)> = networks.iter().filter_map(like_ours).collect();
@@ -125,7 +127,7 @@ impl ReplyFilter {
             return true;
         }
         let ours = self.lookups.is_ours(ReservedKind::Network, reference).await.unwrap_or(false);
-        // A name can be used again, an id cannot.
+        // The engine may reuse a name, but never an id.
         if ours && !id.is_empty() {
             self.known_networks().insert(id.into());
         }
@@ -161,7 +163,8 @@ impl ReplyFilter {
     }
 }
 
-/// Takes the link-local address, which only we give, from the settings of an endpoint; false if it had none.
+/// Removes the link-local address, which only we assign, from the settings of an endpoint; false if there was
+/// none.
 fn clear_link_local(endpoint: &mut Value) -> bool {
     let Some(settings) = endpoint["IPAMConfig"].as_object_mut() else { return false };
     if settings.shift_remove("LinkLocalIPs").is_none() {
@@ -185,7 +188,7 @@ fn show_at_the_top(settings: &mut Value, endpoint: &Value) {
     }
 }
 
-/// Name and id of a network whose name begins like ours.
+/// Name and id of a network whose name begins like the names of ours.
 fn like_ours((name, endpoint): (&String, &Value)) -> Option<(String, String)> {
     let id = endpoint["NetworkID"].as_str().unwrap_or_default();
     name.starts_with(NETWORKS).then(|| (name.clone(), id.to_owned()))

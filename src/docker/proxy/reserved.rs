@@ -32,7 +32,7 @@ pub(super) enum Hit {
     No,
     Sure,
     /// The reference is the beginning of an id of ours, but may also be another object's name: only the
-    /// engine can tell.
+    /// engine knows.
     Prefix,
 }
 
@@ -111,7 +111,8 @@ fn repository_of(familiar: &str) -> &str {
     familiar.rsplit_once(':').map_or(familiar, |(repository, _)| repository)
 }
 
-/// The reason why a container of this name would be resolved instead of another host on a shared network.
+/// The reason why, on a shared network, other containers would resolve another host's name to a container of
+/// this name.
 pub(super) fn captures(name: &str, names: &[String]) -> Option<&'static str> {
     let name = name.trim_start_matches('/').trim_end_matches('.');
     if names.iter().any(|ours| ours.eq_ignore_ascii_case(name)) {
@@ -147,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_way_to_name_what_is_ours() {
+    fn every_reference_to_our_objects_is_recognised() {
         let ours = Reserved::default();
         let id = "ab12".repeat(16);
         ours.put(ReservedKind::Container, &id, "kfp-creds-relay");
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_others_would_be_found_under() {
+    fn names_that_would_capture_other_hosts_are_recognised() {
         let names = ["metadata.google.internal".to_string(), "metadata".into()];
         for bad in ["metadata", "METADATA.", "/metadata", "storage.googleapis.com", &"a1".repeat(32)] {
             assert!(captures(bad, &names).is_some(), "{bad}");

@@ -16,7 +16,7 @@ pub struct Rules {
     pub identities: Vec<Arc<Identity>>,
     /// Mounts added to containers that get an identity.
     pub mounts: Vec<Mount>,
-    /// Compiled pipelines, which identify tasks that do not show which one they are.
+    /// Compiled pipelines: they identify tasks whose requests do not show which task they are.
     pub compiled: Arc<Compiled>,
     /// Whether kfp tasks with a command run without the image's `ENTRYPOINT`.
     pub clear_entrypoint: bool,

@@ -21,8 +21,8 @@ use super::places::AttachmentChooser;
 use super::reply_filter::ReplyFilter;
 use super::upload::Uploads;
 
-/// The proxy of one session. All its listeners share it: what one of them has let pass, such as a create that is not
-/// answered yet, decides what another one refuses.
+/// The proxy of one session. All its listeners share it: a request that came through one of them, such as a
+/// create that is not answered yet, can make another one refuse a request.
 #[derive(Debug)]
 pub struct Proxy {
     pub(super) settings: Arc<ProxySettings>,

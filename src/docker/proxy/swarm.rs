@@ -30,8 +30,8 @@ impl Proxy {
         if self.guard.rules().mode != Mode::Off {
             let name = body["Name"].as_str().unwrap_or("without a name");
             let mounts = serde_json::json!({ "Mounts": body["TaskTemplate"]["ContainerSpec"]["Mounts"] });
-            // The node that runs it can be another machine; only files at that path on this machine can be
-            // scanned.
+            // The node that runs the service can be another machine; only files at that path on this machine
+            // can be scanned.
             let looked = self.mounts.scan(self.mounts.sources(&mounts).await?).await;
             let (text, rules) = (body.clone(), self.guard.rules().clone());
             let found = judged(length_of(&text), move || found(&text, &rules)).await?;

@@ -1,5 +1,5 @@
 //! Texts of a request that reach a container or stay in an image: variables, commands, labels, build
-//! arguments. Finds those that hold keys and words the report.
+//! arguments. Finds keys in them and writes the report.
 
 use std::collections::HashSet;
 
@@ -11,10 +11,10 @@ use crate::guard::found::ArchivedFind;
 use crate::guard::{Find, GuardRules, environment, what};
 use crate::json::{fields, one_or_more, strings};
 
-/// Most keys described for one request; the search of its mounts stops there.
+/// Most keys described for one request; the scan of its mounts stops after as many.
 pub(super) const MOST: usize = 4;
 
-/// A key that a request would bring in.
+/// A key that a request would bring into a container or an image.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) struct FoundKey {
     /// Description and location, for a person.
@@ -53,7 +53,7 @@ impl FoundKey {
         Self { text, entry: Some(part.entry(name)) }
     }
 
-    /// `what` describes the name's owner. `None` if the operator has excepted the name.
+    /// `what` says what has the name (a variable, a label). `None` if the operator has excepted the name.
     fn held(what: &str, part: TextPart, held: &Held<'_>, rules: &GuardRules) -> Option<Self> {
         let text = format!("the {what} {} holds {}", held.shown, held.kind);
         // A name that may not be shown may not be in an entry either.
@@ -84,7 +84,7 @@ pub(super) fn refusing(keys: &[FoundKey]) -> String {
     }
 }
 
-/// A basic string of TOML, which understands all of JSON's escapes.
+/// `text` as a basic string of TOML, which has all of JSON's escapes.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string().replace('\x7f', "\\u007f")
 }
@@ -121,7 +121,7 @@ pub(super) fn variables(list: &Value, rules: &GuardRules) -> Vec<FoundKey> {
     strings(list).filter_map(|entry| variable("variable", entry, rules)).collect()
 }
 
-/// `what` describes the variable's owner.
+/// `what` says whose variable it is.
 pub(super) fn variable(what: &str, entry: &str, rules: &GuardRules) -> Option<FoundKey> {
     FoundKey::held(what, TextPart::Variable, &environment::variable(entry)?, rules)
 }

@@ -1,6 +1,6 @@
 //! The Docker API over TCP, for clients that cannot open the socket of the session: TLS 1.3 with a client
-//! certificate. A client that does not show one never reaches the HTTP parser: bytes are taken from a
-//! connection only after its handshake, and go through a socket pair to the same code as those of the socket.
+//! certificate. A client without one never reaches the HTTP parser: the proxy reads HTTP from a connection
+//! only after its handshake, and passes it through a socket pair to the code that serves the socket.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,60 +22,60 @@ use super::{GRACE, connection};
 use crate::console::Line;
 use crate::process::accept_each;
 
-/// Everybody on the machine can connect to a loopback port. These bound what that costs.
+/// Everybody on the machine can connect to a loopback port. These limits bound the cost.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 64;
-/// Refused connections that are reported: one in this time.
-const SAY_EVERY: Duration = Duration::from_secs(60);
-/// A client that left without a word, or has closed both directions of a silent stream, is noticed after a
-/// minute or two.
+/// At most one refused connection is reported in this time.
+const REPORT_EVERY: Duration = Duration::from_secs(60);
+/// With these, it takes a minute or two to notice a client that vanished, or that has closed both directions
+/// of an idle stream.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 4);
 
 /// Serves until the session's tasks are stopped.
 pub async fn serve_tls(listener: TcpListener, config: Arc<ServerConfig>, proxy: Arc<Proxy>) {
     let tasks = proxy.settings.tasks.clone();
     let entrance =
-        Arc::new(TlsEntrance { proxy, acceptor: TlsAcceptor::from(config), said: Mutex::default() });
+        Arc::new(TlsEntrance { proxy, acceptor: TlsAcceptor::from(config), last_reported: Mutex::default() });
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let next = || async {
-        // Never closed, so there is always a permit to wait for.
+        // The semaphore is never closed, so this always returns a permit.
         let permit = handshakes.clone().acquire_owned().await.ok();
         listener.accept().await.map(|(stream, from)| (stream, from, permit))
     };
-    let attend = |(stream, from, permit)| {
-        tasks.spawn("TLS connection", entrance.clone().attend(stream, from, permit));
+    let serve_client = |(stream, from, permit)| {
+        tasks.spawn("TLS connection", entrance.clone().serve_client(stream, from, permit));
     };
-    accept_each(tasks.stop(), next, attend).await;
+    accept_each(tasks.stop(), next, serve_client).await;
 }
 
 struct TlsEntrance {
     proxy: Arc<Proxy>,
     acceptor: TlsAcceptor,
     /// When a refused connection was last reported.
-    said: Mutex<Option<Instant>>,
+    last_reported: Mutex<Option<Instant>>,
 }
 
 impl TlsEntrance {
-    async fn attend(
+    async fn serve_client(
         self: Arc<Self>,
         stream: TcpStream,
         from: SocketAddr,
         permit: Option<OwnedSemaphorePermit>,
     ) {
         let tasks = &self.proxy.settings.tasks;
-        let shaken = tokio::select! {
-            shaken = timeout(HANDSHAKE_WITHIN, shake(&self.acceptor, stream)) => shaken,
+        let outcome = tokio::select! {
+            outcome = timeout(HANDSHAKE_WITHIN, handshake(&self.acceptor, stream)) => outcome,
             () = tasks.stop().cancelled() => return,
         };
         drop(permit);
-        match shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        match outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Err(error) => self.refused(from, &error),
             Ok((client, watch)) => {
                 let Ok((near, far)) = UnixStream::pair() else { return };
                 tasks.spawn("proxy connection", connection(self.proxy.clone(), far));
                 tokio::select! {
-                    () = carry(client, watch, near) => {}
-                    // Replies that are under way are finished first.
+                    () = copy_both_ways(client, watch, near) => {}
+                    // Replies in progress are finished first.
                     () = async { tasks.stop().cancelled().await; sleep(GRACE * 2).await } => {}
                 }
             }
@@ -84,17 +84,20 @@ impl TlsEntrance {
 
     fn refused(&self, from: SocketAddr, error: &io::Error) {
         tracing::debug!(%error, %from, "a TLS handshake failed");
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.is_none_or(|last| last.elapsed() >= SAY_EVERY) {
-            *said = Some(Instant::now());
+        let mut last_reported = self.last_reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if last_reported.is_none_or(|last| last.elapsed() >= REPORT_EVERY) {
+            *last_reported = Some(Instant::now());
             let what = format!("a TLS connection from {}", from.ip());
             self.proxy.settings.console.say(Line::Refused { what: &what, why: why(error) });
         }
     }
 }
 
-/// The connection after its handshake, and a second handle of it that tells when the client has left.
-async fn shake(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, TcpStream)> {
+/// The connection after its handshake, and a second handle, which shows when the client has left.
+async fn handshake(
+    acceptor: &TlsAcceptor,
+    stream: TcpStream,
+) -> io::Result<(TlsStream<TcpStream>, TcpStream)> {
     stream.set_nodelay(true)?;
     let (idle, interval, count) = KEEPALIVE;
     sockopt::set_socket_keepalive(&stream, true)?;
@@ -106,9 +109,9 @@ async fn shake(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<(TlsStre
     Ok((acceptor.accept(stream).await?, watch))
 }
 
-/// Copies both ways until both ends are done, as [`splice`](super::engine_client::splice) does: the end of one
-/// direction is passed on while the other one continues.
-async fn carry(client: TlsStream<TcpStream>, watch: TcpStream, mut near: UnixStream) {
+/// Copies both ways until both directions are done, as [`splice`](super::engine_client::splice) does: when
+/// one of them ends, the proxy passes the end on and the other one continues.
+async fn copy_both_ways(client: TlsStream<TcpStream>, watch: TcpStream, mut near: UnixStream) {
     let (mut from_client, to_client) = split(client);
     let (from_proxy, mut to_proxy) = near.split();
     let requests = async {
@@ -130,7 +133,7 @@ async fn carry(client: TlsStream<TcpStream>, watch: TcpStream, mut near: UnixStr
     }
 }
 
-/// Why a client was refused, and what it has to do.
+/// Why a client was refused, and what its user has to do.
 fn why(error: &io::Error) -> &'static str {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match tls {

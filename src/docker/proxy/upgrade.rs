@@ -1,4 +1,4 @@
-//! Requests that may turn into raw streams: which protocol each may be upgraded to.
+//! Requests that may become raw streams, and the protocol that each may be upgraded to.
 
 use bytes::Bytes;
 use hyper::body::Incoming;
@@ -13,8 +13,9 @@ use super::path::{ApiTarget, Route};
 /// The client's end, if a request may become a raw stream.
 pub(super) type Raw = Option<RawClient>;
 
-/// Permits an upgrade only where the engine's protocol has one, and only to its own protocol; elsewhere the
-/// header is dropped, which HTTP allows. A passed `Upgrade: h2c` would open every endpoint unjudged.
+/// Permits an upgrade only at endpoints where the engine's API has one, and only to the endpoint's protocol;
+/// elsewhere the proxy drops the header, which HTTP allows. If it passed `Upgrade: h2c` on, the client could
+/// reach every endpoint unjudged.
 pub(super) fn upgrade(request: &mut Request<Incoming>, route: &Route) -> Result<Raw, Refusal> {
     let (protocol, bare) = match route {
         Route::ExecStart => ("tcp", true),
@@ -34,9 +35,9 @@ pub(super) fn upgrade(request: &mut Request<Incoming>, route: &Route) -> Result<
     }
 }
 
-/// Forwards a request that may become a raw stream, without its body: the engine would read bytes after
-/// the head as part of the stream. dockerode repeats its options as a body, which the engine does not
-/// read, so the body is dropped.
+/// Forwards a request that may become a raw stream, without its body: the engine would read bytes after the
+/// head as part of the stream. dockerode repeats its options as a body, which the engine ignores, so the
+/// proxy drops it.
 pub(super) async fn forward_raw(
     engine: &EngineClient,
     mut parts: Parts,

@@ -1,8 +1,8 @@
 //! Archives sent to the engine (copies, build contexts, imports, loads), judged as they pass. No byte of a
-//! file is released before the file is judged, so a refusal comes before the key has left.
+//! file is released before the file is judged, so the engine never gets a key that is refused.
 //!
-//! Containers are judged by their image's environment; the files of an image are scanned here if they pass in a
-//! readable form, otherwise by `scan`.
+//! The judgement of a create includes its image's environment. The files of an image are scanned here if they
+//! pass in a readable form; otherwise `kfp-creds scan` can scan them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -29,14 +29,15 @@ use crate::guard::stream::Stream;
 use crate::guard::{GuardRules, Mode};
 use crate::process::Tasks;
 
-/// How long the rest of a refused upload is read, so that the client gets to reading the answer.
+/// How long the proxy reads the rest of a refused upload, so that the client finishes sending and reads the
+/// answer.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Compressed bytes processed at a time; they may expand a thousandfold.
-pub(super) const SIP: usize = 8 << 10;
+pub(super) const SCAN_CHUNK: usize = 8 << 10;
 
 type Piece = Result<Frame<Bytes>, io::Error>;
 
-/// Sends archives on, judged.
+/// Judges archives and sends them on.
 #[derive(Debug)]
 pub(super) struct Uploads {
     engine: EngineClient,
@@ -78,8 +79,8 @@ impl Uploads {
         }
     }
 
-    /// The context of the classic builder. BuildKit fetches its own through `POST /session`, except for an
-    /// archive that an old client announces by `upload-request`.
+    /// The context of the classic builder. BuildKit fetches its context through `POST /session`, except for
+    /// an archive that an old client announces by `upload-request`.
     pub(super) async fn build_context(
         &self,
         parts: Parts,
@@ -101,8 +102,8 @@ impl Uploads {
                 self.engine.pass(parts, target.uri(), Either::Left(body)).await
             }
             mode => {
-                let look = JudgedUpload { mode, who: "build context".into(), stream: Stream::files() };
-                self.send(parts, target, body, look).await
+                let upload = JudgedUpload { mode, who: "build context".into(), stream: Stream::files() };
+                self.send(parts, target, body, upload).await
             }
         }
     }
@@ -117,8 +118,8 @@ impl Uploads {
         match self.guard.strictness(true) {
             Mode::Off => self.engine.pass(parts, target.uri(), Either::Left(body)).await,
             mode => {
-                let look = JudgedUpload { mode, who: "load".into(), stream: Stream::image() };
-                self.send(parts, target, body, look).await
+                let upload = JudgedUpload { mode, who: "load".into(), stream: Stream::image() };
+                self.send(parts, target, body, upload).await
             }
         }
     }
@@ -138,8 +139,8 @@ impl Uploads {
         self.guard.decide(mode, "import", changes(target, self.guard.rules()))?;
         match target.query("fromSrc") {
             Some("-") => {
-                let look = JudgedUpload { mode, who: "import".into(), stream: Stream::files() };
-                self.send(parts, target, body, look).await
+                let upload = JudgedUpload { mode, who: "import".into(), stream: Stream::files() };
+                self.send(parts, target, body, upload).await
             }
             _ => {
                 self.guard.report_unscanned("an image whose files the engine fetches itself");
@@ -153,26 +154,27 @@ impl Uploads {
         parts: Parts,
         target: &ApiTarget,
         body: Incoming,
-        look: JudgedUpload,
+        upload: JudgedUpload,
     ) -> Result<Reply, Refusal> {
         let uri = target.uri().map_err(Refusal::malformed)?;
         let (pieces, rest) = mpsc::channel::<Piece>(1);
-        let (tell, told) = oneshot::channel();
-        let pump = Pump { guard: self.guard.clone(), mode: look.mode, who: look.who };
-        self.tasks.spawn("upload", async move { pump.run(body, look.stream, pieces, tell).await });
+        let (report, reported) = oneshot::channel();
+        let pump = Pump { guard: self.guard.clone(), mode: upload.mode, who: upload.who };
+        self.tasks.spawn("upload", async move { pump.run(body, upload.stream, pieces, report).await });
         let stream = stream::unfold(rest, |mut rest| async move { Some((rest.recv().await?, rest)) });
         let stream = StreamBody::new(Box::pin(stream));
         let reply = self.engine.forward(Request::from_parts(parts, stream), uri, None).await;
         let failed = reply.as_ref().map_or(true, |reply| reply.status().as_u16() >= 400);
-        // The engine reports a stopped upload as an error; the reason is our refusal.
-        if failed && let Ok(Ok(Some(refusal))) = tokio::time::timeout(Duration::from_secs(1), told).await {
+        // The engine reports a stopped upload as an error; the client gets our refusal, which is the reason.
+        if failed && let Ok(Ok(Some(refusal))) = tokio::time::timeout(Duration::from_secs(1), reported).await
+        {
             return Err(refusal);
         }
         reply
     }
 }
 
-/// Carries one upload from the client to the engine.
+/// Copies one upload from the client to the engine.
 struct Pump {
     guard: Arc<KeyGuard>,
     mode: Mode,
@@ -185,7 +187,7 @@ impl Pump {
         mut body: Incoming,
         stream: Stream,
         pieces: mpsc::Sender<Piece>,
-        tell: oneshot::Sender<Option<Refusal>>,
+        report: oneshot::Sender<Option<Refusal>>,
     ) {
         let mut filter = Filter::new(stream);
         loop {
@@ -207,7 +209,7 @@ impl Pump {
             if let Err(refusal) = self.guard.decide(self.mode, &self.who, self.keys(&mut filter)) {
                 let _ = pieces.send(Err(io::Error::other("a key"))).await;
                 drop(pieces);
-                if let Err(Some(refusal)) = tell.send(Some(refusal)) {
+                if let Err(Some(refusal)) = report.send(Some(refusal)) {
                     // The engine has answered already, so the reason goes to the console.
                     self.guard.notice(refusal.why);
                 }
@@ -223,7 +225,7 @@ impl Pump {
                 }
             }
             if end {
-                let _ = tell.send(None);
+                let _ = report.send(None);
                 return;
             }
         }
@@ -281,11 +283,11 @@ impl Filter {
         Self { stream, held: VecDeque::new(), released: 0 }
     }
 
-    /// Runs off the serving thread, because a frame may expand to gigabytes. `None` if that panicked.
+    /// Runs off the serving thread, because a frame may expand to gigabytes. `None` if the scan panicked.
     async fn push(mut self, bytes: Bytes) -> Option<Self> {
         let pushed = tokio::task::spawn_blocking(move || {
-            // Offsets of files in compressed data are known only per piece.
-            bytes.chunks(SIP).for_each(|sip| self.stream.push_root(sip));
+            // In compressed data, the offset of a file is known only per chunk.
+            bytes.chunks(SCAN_CHUNK).for_each(|chunk| self.stream.push_root(chunk));
             self.held.push_back(bytes);
             self
         });

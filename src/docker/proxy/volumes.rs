@@ -1,4 +1,4 @@
-//! Volumes: the host paths that they are bound to, and the keys in these.
+//! Volumes: the host paths that they are bound to, and the keys at these paths.
 
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
@@ -15,8 +15,8 @@ use crate::guard::Mode;
 use crate::mounts::{self, Mount};
 
 impl Proxy {
-    /// Creates a volume. If it is bound to a host path with a key, one line is printed; its users are not
-    /// known yet, and each create that names the volume is judged.
+    /// Creates a volume. If it is bound to a host path with a key, the proxy only prints a line, because each
+    /// create that names the volume will be judged.
     pub(super) async fn volume_create(
         &self,
         parts: Parts,
@@ -35,9 +35,9 @@ impl Proxy {
     }
 }
 
-/// All problems of the config's volumes: a missing one would be created empty, and one with a key in it would
-/// have every create refused. Directories were checked when the config was read; only the engine knows its
-/// volumes. Volumes that could not be scanned are reported.
+/// All problems of the config's volumes: the engine would create a missing one empty, and because of a key in
+/// one, the guard would refuse every create. Directories were checked when the config was read; only the
+/// engine knows its volumes. Volumes that could not be scanned are reported.
 pub async fn wrong_with_volumes(settings: &ProxySettings, mounts: &[Mount]) -> Result<Vec<String>, String> {
     let engine = EngineClient::new(settings.upstream.clone(), settings.tasks.clone());
     let lookups = Lookups::new(engine, settings.reserved.clone());

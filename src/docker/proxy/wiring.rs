@@ -1,4 +1,5 @@
-//! The additions to the create of a container with an identity, and settings of it that would defeat them.
+//! What the proxy adds to the create of a container with an identity, and which settings of the container
+//! would make these additions useless.
 
 use serde_json::{Map, Value, json};
 
@@ -11,14 +12,14 @@ use crate::docker::labels::{MODE_LABEL, SESSION_LABEL};
 use crate::docker::network::{CONTAINER_CREDENTIALS, MAGIC};
 use crate::json::{items, one_or_more, strings};
 
-/// Set over an image's label of that name: a sweep takes a container with the relay's role for a live
-/// session.
+/// This overrides an image's label of that name: a sweep treats a container with the relay's role as a sign
+/// of a live session.
 pub(super) const ROLE: (&str, &str) = ("kfp-creds.role", "task");
 
 /// Settings of the container that keep client libraries from asking the metadata server.
 pub(super) fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
     let env = ContainerEnvironment { request: &body["Env"], image: question.image_env };
-    let address = asked_at(question);
+    let address = metadata_address(question);
     let targets = targets(body);
     let mut found = clouds::shadows(&env, question, &targets);
     if !question.has_google() {
@@ -45,15 +46,15 @@ pub(super) fn shadows(body: &Value, question: &Question<'_>) -> Vec<String> {
         }
     }
     let gcloud = |path: &&&str| path.trim_end_matches('/').rsplit('/').next() == Some("gcloud");
-    // A login in it takes precedence over a metadata server.
+    // A login in that directory takes precedence over a metadata server.
     if let Some(place) = targets.iter().find(gcloud) {
         found.push(format!("a gcloud directory is mounted at {place}"));
     }
     found
 }
 
-/// Variables that take precedence over a metadata server in Google's libraries and in gcloud, or keep them from
-/// asking one. They are removed from the environment of a process that is to ask it.
+/// Variables that take precedence over a metadata server in Google's libraries and in gcloud, or keep them
+/// from asking one. kfp-creds removes them from the environment of a process that has to ask it.
 pub const WINNING: [&str; 7] = [
     "GOOGLE_APPLICATION_CREDENTIALS",
     "NO_GCE_CHECK",
@@ -108,7 +109,7 @@ pub(super) fn wire_up(body: &mut Value, question: &Question<'_>) {
     body["Labels"][MODE_LABEL] = question.mode.into();
     body["Labels"][ROLE.0] = ROLE.1.into();
     // A container that joins another's network has that one's host name and hosts entries. On the host's
-    // network no name can stand for a port and a path.
+    // network, a hosts entry cannot contain the port and the path.
     if question.joins.is_none() && question.path.is_none() {
         shorten_host_name(body);
         if question.has_google() {
@@ -117,7 +118,8 @@ pub(super) fn wire_up(body: &mut Value, question: &Question<'_>) {
     }
     if let Some(linked) = question.linked {
         let endpoint = json!({ "IPAMConfig": { "LinkLocalIPs": [linked.address] } });
-        // Nothing is lost: only a request without settings for its network gets a link-local address (`places`).
+        // This overwrites nothing: only a request without settings for its network gets a link-local address
+        // (`places`).
         body["NetworkingConfig"] = json!({ "EndpointsConfig": { linked.segment().reference(): endpoint } });
     }
     let host = &mut body["HostConfig"];
@@ -143,9 +145,10 @@ fn add_hosts(host: &mut Value, wiring: &Wiring) {
     host["ExtraHosts"] = hosts.into();
 }
 
-/// The engine makes the host name an alias on every network, ours included, where a fully qualified one would
-/// be resolved instead of the real machine. Split into host name and domain, `hostname -f` stays the same
-/// inside the container, and the full name stays an alias on the user's own networks.
+/// Splits a fully qualified host name into host name and domain. The engine makes the host name an alias on
+/// every network; on ours, other containers would resolve the full name to this container instead of the real
+/// machine. `hostname -f` stays the same inside the container, and the full name stays an alias on the user's
+/// own networks.
 fn shorten_host_name(body: &mut Value) {
     let Some((host, rest)) = body["Hostname"].as_str().and_then(|whole| whole.split_once('.')) else {
         return;
@@ -195,19 +198,19 @@ fn has_aliases(network: &str) -> bool {
         .contains(&mode)
 }
 
-/// The address that clients are to use as the metadata server.
-fn asked_at(question: &Question<'_>) -> String {
+/// The address at which clients have to ask the metadata server.
+fn metadata_address(question: &Question<'_>) -> String {
     question.path.map_or_else(|| question.wiring.at.address.to_string(), String::from)
 }
 
-/// Variables to set. A value that is there already is kept, except the proxy exceptions, which are merged.
+/// Variables to set. Existing values are kept, except the proxy exceptions, which are merged.
 fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, String)> {
     let wiring = question.wiring;
     let env = ContainerEnvironment { request: &body["Env"], image: question.image_env };
     let mut out = vec![];
     if question.has_google() {
         for name in METADATA_VARIABLES {
-            out.push((name, Some(asked_at(question))));
+            out.push((name, Some(metadata_address(question))));
         }
         // GDAL asks a metadata server only if it believes that it runs on a GCE instance.
         out.push(("CPL_MACHINE_IS_GCE", Some("YES".into())));
@@ -220,21 +223,22 @@ fn environment(body: &Value, question: &Question<'_>) -> Vec<(&'static str, Stri
         .filter_map(|(name, value)| Some((name, value?)))
         .collect();
     out.extend(clouds::environment(&env, question));
-    // Clients read one of the two spellings, some the lower case first: both get the value of either.
+    // Clients read one of the two spellings, some the lower-case one first, so each gets the other's value if
+    // it has none.
     for (name, other) in [("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")] {
-        let had = env.value(name).filter(|value| !value.is_empty()).or_else(|| env.value(other));
-        out.push((name, exceptions(had.unwrap_or_default(), wiring)));
+        let existing = env.value(name).filter(|value| !value.is_empty()).or_else(|| env.value(other));
+        out.push((name, exceptions(existing.unwrap_or_default(), wiring)));
     }
     out
 }
 
-fn exceptions(had: &str, wiring: &Wiring) -> String {
-    let mut all: Vec<&str> = had.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
+fn exceptions(existing: &str, wiring: &Wiring) -> String {
+    let mut all: Vec<&str> = existing.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
     let relay = wiring.at.address.to_string();
     let magic = MAGIC.to_string();
-    let door = CONTAINER_CREDENTIALS.to_string();
-    let door = wiring.at.container_credentials.then_some(door.as_str());
-    for name in wiring.names.iter().map(String::as_str).chain([relay.as_str(), magic.as_str()]).chain(door) {
+    let aws = CONTAINER_CREDENTIALS.to_string();
+    let aws = wiring.at.container_credentials.then_some(aws.as_str());
+    for name in wiring.names.iter().map(String::as_str).chain([relay.as_str(), magic.as_str()]).chain(aws) {
         if !all.contains(&name) {
             all.push(name);
         }
@@ -261,8 +265,8 @@ fn list(value: &Value) -> Vec<String> {
     one_or_more(value).map(String::from).collect()
 }
 
-/// The address in an extra-hosts entry for `name`, with or without a trailing dot; newer clients may write `=`
-/// instead of the colon.
+/// The address in an extra-hosts entry for `name`, with or without a trailing dot; newer clients may write
+/// `=` instead of the colon.
 pub(super) fn host_entry<'a>(entry: &'a str, name: &str) -> Option<&'a str> {
     let (host, at) = entry.split_once([':', '='])?;
     host.trim_end_matches('.').eq_ignore_ascii_case(name).then_some(at)

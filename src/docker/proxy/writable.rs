@@ -1,5 +1,5 @@
-//! Paths of this machine that containers can write: a config file that one of them could have changed is not
-//! read again (decision 23).
+//! Paths of this machine that containers can write: kfp-creds does not read a config file again that one of
+//! them could have changed (decision 23).
 //!
 //! Existing containers are looked up at the engine when needed; the paths of this session's removed
 //! containers are remembered here.
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::Value;
 
 use super::engine_client::EngineClient;
-use super::mount_sources::aside;
+use super::mount_sources::file_system_call;
 use super::{ProxySettings, capabilities};
 use crate::guard::host_root::HostRoot;
 use crate::json::{items, strings};
@@ -36,7 +36,7 @@ impl Writable {
             let real = found.iter().filter_map(|place| host.real(place).ok());
             own.add(&real.collect::<Vec<_>>());
         };
-        let _ = aside(real).await;
+        let _ = file_system_call(real).await;
     }
 
     fn add(&self, places: &[PathBuf]) {
@@ -49,7 +49,7 @@ impl Writable {
     }
 }
 
-/// Whether the engine decides what is mounted.
+/// Whether only the engine knows what is mounted: the body names volumes, or the mounts of another container.
 pub(super) fn is_indirect(body: &Value) -> bool {
     let host = &body["HostConfig"];
     let named = |bind: &Value| bind.as_str().is_some_and(|bind| !bind.starts_with('/'));
@@ -59,7 +59,7 @@ pub(super) fn is_indirect(body: &Value) -> bool {
     any(&host["VolumesFrom"], &|_| true) || any(&host["Binds"], &named) || any(&host["Mounts"], &volume)
 }
 
-/// The paths that a HostConfig names itself.
+/// The writable paths that a HostConfig itself contains.
 fn given(host: &Value) -> Vec<PathBuf> {
     let everything = host["Privileged"] == true
         || host["PidMode"] == "host"
@@ -84,7 +84,7 @@ fn given(host: &Value) -> Vec<PathBuf> {
     binds.chain(mounts).filter(|place| place.is_absolute()).collect()
 }
 
-/// The engine's list `Mounts`, of one container or of each.
+/// The writable paths in the engine's list `Mounts` of a container.
 fn listed(mounts: &Value) -> Vec<PathBuf> {
     let mounts = items(mounts).filter(|mount| mount["RW"] != false);
     mounts
@@ -94,7 +94,7 @@ fn listed(mounts: &Value) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Containers name paths as the engine's machine does, and what it calls this file is unknown.
+/// Containers name paths as the engine's machine does, and this file's path on that machine is unknown.
 const ELSEWHERE: &str = "who can write it is unknown, because it is not below the host root; name it there";
 /// Until the file system answers, it is unknown who can write the file.
 const SILENT: &str = "the file system does not answer";
@@ -106,7 +106,10 @@ pub async fn writable_by_a_container(
     file: &Path,
 ) -> Result<Option<PathBuf>, String> {
     let named = file.to_owned();
-    let file = aside(move || named.canonicalize()).await.ok_or(SILENT)?.map_err(|error| error.to_string())?;
+    let file = file_system_call(move || named.canonicalize())
+        .await
+        .ok_or(SILENT)?
+        .map_err(|error| error.to_string())?;
     let file = settings.host_root.there(&file).ok_or(ELSEWHERE)?;
     if let Some(place) = settings.writable.covers(&file) {
         return Ok(Some(place));
@@ -127,7 +130,7 @@ pub async fn writable_by_a_container(
         let mut real = places.into_iter().map(|place| host.real(&place).unwrap_or(place));
         real.find(|place| place.is_absolute() && file.starts_with(place))
     };
-    Ok(aside(covering).await.ok_or(SILENT)?)
+    Ok(file_system_call(covering).await.ok_or(SILENT)?)
 }
 
 #[cfg(test)]
@@ -137,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_body_gives_to_write() {
+    fn writable_paths_of_a_create_body_are_found() {
         let places = |host: Value| given(&host);
         for (host, expected) in [
             (
@@ -167,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_noted_is_remembered_with_all_below_it() {
+    async fn a_noted_path_covers_everything_below_it() {
         let (writable, here) = (Writable::default(), HostRoot::default());
         writable.note(&json!({"HostConfig": {"Binds": ["/no/such/place:/x"]}}), &Value::Null, &here).await;
         writable

@@ -206,7 +206,7 @@ impl Storage {
         let (file, wanted) = (file.to_owned(), object.clone());
         let (sent, kept) = tokio::join!(
             self.pump(url, body, pieces),
-            process::aside(move || keep(&file, &wanted, arriving))
+            process::run_blocking(move || keep(&file, &wanted, arriving))
         );
         match kept {
             None => Ok(Err(io::Error::other("no thread could be started"))),

@@ -1,5 +1,5 @@
-//! What a hostile component, image or client of the proxy tries in order to be somebody else. Design decisions
-//! 6, 9, 22 and 23; `docs/security/threats.md` says which test stands for which threat.
+//! What a hostile component, image or client of the proxy does to get the identity of another. Design
+//! decisions 6, 9, 22 and 23; `docs/security/threats.md` says which test covers which threat.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -16,13 +16,13 @@ use crate::support::session::{
     Folder, Session, docker_at, engine_socket, is_podman, program, raw, task_image,
 };
 
-/// A name that no other test has.
+/// A name that no other test uses.
 pub(super) fn unused(what: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("kc-{what}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Removed at the end of the test, past every session.
+/// An object that is removed at the end of the test, by the engine itself.
 pub(super) struct Made(pub(super) &'static str, pub(super) String);
 
 impl Drop for Made {
@@ -32,7 +32,7 @@ impl Drop for Made {
     }
 }
 
-/// Every container has a network of its own, and keeps `NET_RAW`.
+/// Every container has a network of its own and keeps `NET_RAW`.
 pub(super) const STRICT: &str = "isolation = \"network\"\n";
 
 pub(super) fn create(socket: &Path, name: &str, body: &Value) -> (u16, String) {
@@ -52,7 +52,7 @@ pub(super) fn ours(session: &Session) -> (String, String, String) {
     let name = session.socket.file_stem().unwrap().to_string_lossy().into_owned();
     let label = format!("label=kfp-creds.session={name}");
     let networks = raw(&["network", "ls", "--format", "{{.Name}}", "--filter", &label]);
-    // Others, each of one container, have a number at the end.
+    // The networks of single containers have names that end in a number.
     let network = networks.lines().min_by_key(|name| name.len()).unwrap().to_string();
     let relay = format!("kfp-creds-relay-{name}");
     let id = inspect(&relay)["Id"].as_str().unwrap().to_string();
@@ -66,14 +66,14 @@ pub(super) fn network_of(container: &str) -> String {
     all.find(|name| name.starts_with("kfp-creds")).unwrap().clone()
 }
 
-/// Where a container was told to find the relay.
+/// The relay's address in a container's environment.
 pub(super) fn relay_of(container: &str) -> String {
     let found = inspect(container);
     let env = found["Config"]["Env"].as_array().unwrap().iter().filter_map(Value::as_str);
     env.filter_map(|entry| entry.strip_prefix("GCE_METADATA_HOST=")).next().unwrap().into()
 }
 
-/// The address by which the session knows the container: on a bridge it is not the engine's.
+/// The address by which the session knows the container: on a bridge, the engine has another one for it.
 pub(super) fn address(container: &str, network: &str) -> String {
     let endpoint = &inspect(container)["NetworkSettings"]["Networks"][network];
     let linked = endpoint["IPAMConfig"]["LinkLocalIPs"][0].as_str().filter(|_| network.ends_with("-bridge"));
@@ -95,7 +95,8 @@ pub(super) fn attached(made: &Value) -> bool {
 #[test]
 fn containers_able_to_pose_as_others_get_no_identity() {
     let raw_sockets = [
-        // Without the rule about effective sets: CapAdd wins over our CapDrop, and the packet socket opens.
+        // Only the rule about effective sets catches these: CapAdd wins over our CapDrop, and the packet
+        // socket would open.
         json!({"CapAdd": ["NET_RAW"]}),
         json!({"CapAdd": ["CAP_NET_RAW"]}),
         json!({"CapAdd": ["net_raw"], "CapDrop": ["ALL"]}),
@@ -104,7 +105,7 @@ fn containers_able_to_pose_as_others_get_no_identity() {
     too_strong("", &raw_sockets);
 }
 
-/// Alone on a network, `NET_RAW` speaks for nobody else; what is more still does.
+/// A container alone on a network cannot pose as another with `NET_RAW`, but it can with stronger rights.
 #[test]
 fn containers_able_to_change_network_get_no_identity() {
     too_strong(STRICT, &[]);
@@ -122,7 +123,7 @@ fn too_strong(config: &str, besides: &[Value]) {
         json!({"PidMode": "host"}),
         json!({"Sysctls": {"net.ipv4.ip_nonlocal_bind": "1"}}),
     ];
-    // Podman itself knows the name with dots only.
+    // Podman itself accepts the name only with dots.
     let slashes = [json!({"Sysctls": {"net/ipv4/conf/all/proxy_arp": "1"}})];
     let slashes = if is_podman() { &[][..] } else { &slashes };
     for host in besides.iter().chain(&everywhere).chain(slashes) {
@@ -137,7 +138,7 @@ fn too_strong(config: &str, besides: &[Value]) {
     }
     let made = Made("container", unused("plain"));
     create(&session.socket, &made.1, &json!({}));
-    assert!(attached(&inspect(&made.1)), "the same without any of it is attached");
+    assert!(attached(&inspect(&made.1)), "without these rights the container is attached");
 }
 
 #[test]
@@ -151,7 +152,7 @@ fn a_leased_container_cannot_speak_from_a_neighbours_address() {
     }
     assert_eq!(tried["packet socket"], "Operation not permitted");
     assert_eq!(tried["bind transparent"], "Operation not permitted");
-    // What the engine gives by default, on a network that leads nowhere: the packet socket opens.
+    // The engine's default capabilities, on a network without a way out: the packet socket opens.
     let network = Made("network", unused("alone"));
     raw(&["network", "create", "--internal", &network.1]);
     let image = task_image();
@@ -204,13 +205,13 @@ fn no_namespace(config: &str) {
         );
         assert!(status == 403 || status == 400, "{status} {answer}");
     }
-    // Also when it does not run, for it can be started again.
+    // The same for a victim that is stopped, since it can be started again.
     session.ok(&["kill", &made.1]);
     let body = json!({"HostConfig": {"NetworkMode": format!("container:{id}")}});
     assert_eq!(create(&session.socket, &unused("intruder"), &body).0, 403);
 }
 
-/// Between the engine's create and the lease a container was not known to be leased: 20 of 20 joins won.
+/// Without protection between the engine's create and the lease, 20 of 20 joins succeeded.
 #[test]
 fn no_join_wins_against_the_create_of_its_victim() {
     no_join_wins("");
@@ -237,7 +238,8 @@ fn no_join_wins(config: &str) {
                     assert!(status == 404 || status == 403, "{status} {answer}");
                     let line = format!("POST /v1.41/containers/{name}/exec");
                     let (status, answer) = proxy_fixture::call(&socket, &line, &exec);
-                    // 409: the engine has it, and it does not run; it was asked, so it was let through.
+                    // 409 would mean that the proxy let the request through and the engine has the container,
+                    // not running.
                     assert!(status == 404 || status == 403, "{status} {answer}");
                 }
             })
@@ -284,7 +286,8 @@ fn another_sessions(config: &str) {
     let (home_id, network_id) = (id_of(&home), id_of(&network));
     for reference in [home.as_str(), &home_id, network.as_str(), &network_id, &network_id[..12]] {
         let intruder = Made("container", unused("intruder"));
-        // With NET_RAW it would get no identity of the second session and all of the first one's.
+        // With NET_RAW, the intruder would get no identity from the second session, but could pose on the
+        // first one's network.
         let body = json!({"HostConfig": {"NetworkMode": reference, "CapAdd": ["NET_RAW"]}});
         assert_eq!(create(&two.socket, &intruder.1, &body).0, 403, "{reference}");
         let connect = json!({"Container": id}).to_string();
@@ -324,12 +327,12 @@ fn no_privileged_exec(config: &str) {
             assert!(status == 403 || status == 400, "{reference} {body}: {status} {answer}");
         }
     }
-    // Docker says null, Podman an empty list.
+    // Docker answers null, Podman an empty list.
     assert_eq!(inspect(&id)["ExecIDs"].as_array().map_or(0, Vec::len), 0);
-    // A plain one has no more rights than the container.
+    // An ordinary exec has only the container's own rights.
     let caps = session.ok(&["exec", &made.1, "grep", "CapBnd", "/proc/self/status"]);
     let caps = u64::from_str_radix(caps.split_whitespace().last().unwrap(), 16).unwrap();
-    // Podman gives NET_RAW to nobody who does not ask for it.
+    // Podman gives NET_RAW only on request.
     let left = if config.is_empty() || is_podman() { 0 } else { 2 };
     assert_eq!(caps >> 12 & 3, left, "no NET_ADMIN, and NET_RAW in a network of its own only: {caps:x}");
 }
@@ -340,7 +343,7 @@ pub(super) fn token_at(relay: &str) -> String {
     format!("http://{relay}/computeMetadata/v1/instance/service-accounts/default/token")
 }
 
-/// What a container that the raw engine puts on our network gets from the relay: status and body.
+/// Status and body that a container gets from the relay if the engine itself puts it on our network.
 fn by_hand(network: &str, at: Option<&str>, relay: &str) -> Result<String, String> {
     let name = unused("by-hand");
     let _made = Made("container", name.clone());
@@ -358,7 +361,8 @@ fn by_hand(network: &str, at: Option<&str>, relay: &str) -> Result<String, Strin
     if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stderr)) }
 }
 
-/// What the command line shows where somebody has the address. Podman gives it at the attach, as a 500 without words.
+/// The command line's output if the address is in use. Podman reports it at the attach, as a 500 without a
+/// message.
 fn in_use(why: &str) -> bool {
     why.contains(if is_podman() { "received 500" } else { "Address already in use" })
 }
@@ -373,16 +377,17 @@ fn a_container_that_connects_itself_gets_nothing_at_any_address() {
         assert!(answer.ends_with("503") && !answer.contains("access_token"), "{answer}");
     };
     refused(by_hand(&network, None, &relay));
-    // The address of one that runs: the engine has it.
+    // The address of a running container: the engine refuses it.
     let (made, id) = sleeper(&session);
     let leased = address(&id, &network);
     let taken = by_hand(&network, Some(&leased), &relay).unwrap_err();
     assert!(in_use(&taken), "{taken}");
-    // Of one that ended: it was cut off at its end.
+    // That of an ended one: its lease ended with it.
     session.ok(&["kill", &made.1]);
     session.wait_for(&format!("ended         {}", made.1), Duration::from_secs(5));
     refused(by_hand(&network, Some(&leased), &relay));
-    // Of one that was created and does not run yet: its lease counts only where it is seen running.
+    // That of one that was created and does not run yet: its lease applies only while the engine shows it
+    // running.
     let waiting = Made("container", unused("waiting"));
     session.ok(&["create", "--name", &waiting.1, &task_image(), "true"]);
     let said = session.wait_for(&format!("attached      {}", waiting.1), Duration::from_secs(2));
@@ -391,10 +396,10 @@ fn a_container_that_connects_itself_gets_nothing_at_any_address() {
         Err(taken) => assert!(in_use(&taken), "{taken}"),
         given => refused(given),
     }
-    // Of one that is gone.
+    // That of a removed one.
     session.ok(&["rm", "-f", &made.1, &waiting.1]);
     refused(by_hand(&network, Some(&leased), &relay));
-    // The relay's own.
+    // The relay's own address.
     assert!(by_hand(&network, Some(&relay), &relay).is_err());
 }
 
@@ -435,11 +440,11 @@ fn no_name(config: &str) {
     let found = inspect(&made.1);
     let aliases = &found["NetworkSettings"]["Networks"][network_of(&made.1)]["Aliases"];
     assert!(attached(&found) && !aliases.to_string().contains("metadata"), "{aliases}");
-    // Renaming comes after the judgement of the create, and is judged itself.
+    // A rename could follow the judgement of the create, so it is judged too.
     let line = format!("POST /containers/{}/rename?name=metadata.google.internal", made.1);
     assert_eq!(proxy_fixture::call(&session.socket, &line, "").0, 403);
-    // Without a name server that knows the relay, a look-up that ends in a dot finds nothing: on Podman, and on a
-    // bridge.
+    // Without a name server that knows the relay, a look-up with a trailing dot finds nothing: on Podman, and
+    // on a bridge.
     let names = match is_podman() || config.is_empty() {
         true => ["metadata.google.internal", "metadata", "metadata.goog"],
         false => ["metadata.google.internal", "metadata.google.internal.", "metadata."],
@@ -517,7 +522,7 @@ fn nothing_of_ours(config: &str) {
         let (status, answer) = proxy_fixture::call(&session.socket, &line, body);
         assert_eq!(status, 403, "{line}: {answer}");
     }
-    // Pruning takes what nobody uses, and all of this is in use.
+    // Prune removes unused objects, and all of these are in use.
     let filter = format!("%7B%22label%22%3A%5B%22kfp-creds.session%3D{name}%22%5D%7D");
     for kind in ["containers", "networks", "volumes"] {
         proxy_fixture::call(&session.socket, &format!("POST /v1.41/{kind}/prune?filters={filter}"), "");
@@ -544,7 +549,7 @@ fn labels(config: &str) {
     let config = &format!("{config}[identity.rich]\n[[rule]]\nimage = \"rich*\"\nidentity = \"rich\"\n");
     let session = Session::offline(config, &["--all"]);
     let (network, _, _) = ours(&session);
-    // An image that says it is a relay of a session, as `docker commit` of one would.
+    // An image whose labels claim that it is the relay of a session, as after a `docker commit` of one.
     let base = Made("container", unused("base"));
     raw(&["create", "--name", &base.1, "--network", "none", &task_image(), "true"]);
     let image = Made("image", unused("labelled"));
@@ -590,7 +595,7 @@ fn the_socket_is_ours_alone_and_hostile_folders_are_refused() {
         let out = command.output().unwrap();
         (out.status.code(), String::from_utf8(out.stderr).unwrap())
     };
-    // Prepared by another user, who keeps the right to rename what is in it.
+    // The folder was made by another user, who could still rename its content.
     for hostile in ["symlink", "file", "other"] {
         let runtime = folder.0.join(hostile);
         std::fs::create_dir(&runtime).unwrap();
@@ -601,7 +606,7 @@ fn the_socket_is_ours_alone_and_hostile_folders_are_refused() {
             _ => {
                 std::fs::create_dir(&ours).unwrap();
                 if std::os::unix::fs::chown(&ours, Some(65_534), Some(65_534)).is_err() {
-                    continue; // only root can give a folder away; the two others stand for it
+                    continue; // only root can change the owner of a folder; the two other cases run
                 }
             }
         }

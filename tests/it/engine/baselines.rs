@@ -1,8 +1,9 @@
-//! Attacks that work where nothing of ours is, shown to work there first: a plain internal network of the engine
-//! and a server that goes by the address of whoever asks. Then the same against a session, in both isolations.
+//! Attacks that work without kfp-creds, first shown on a plain internal network of the engine with a server
+//! that identifies callers by address; then the same against a session, in both isolations.
 //!
-//! Podman's networks are not as open as Docker's: it gives containers no `NET_RAW`, answers a name with its first holder, and
-//! hands an address out again late. There some of what comes first cannot be shown, and the second half is all the same.
+//! Podman's networks are less open than Docker's: it gives containers no `NET_RAW`, resolves a name to its
+//! first holder, and reuses an address late. There, some of the first halves cannot be shown; the second
+//! halves run all the same.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use crate::support::session::{Session, claims, docker_at, engine_socket, is_podm
 
 const PLAIN: [&str; 2] = [ATTACKER, "plain"];
 
-/// A server on an internal network of the test's own.
+/// A server on an internal network of this test.
 pub(super) struct Plain {
     server: Made,
     pub(super) network: Made,
@@ -27,12 +28,12 @@ pub(super) struct Plain {
 }
 
 impl Plain {
-    /// One that trusts addresses.
+    /// A server that trusts addresses.
     fn new() -> Self {
         Self::of(&PLAIN)
     }
 
-    /// What Python makes of `program`: its text and arguments.
+    /// A server that Python runs from `program`: its text and arguments.
     pub(super) fn of(program: &[&str]) -> Self {
         let (network, server) = (Made("network", unused("plain")), Made("container", unused("server")));
         raw(&["network", "create", "--internal", &network.1]);
@@ -54,7 +55,7 @@ impl Plain {
         until("the server listens", Duration::from_secs(10), || raw(&["logs", name]).contains("serving"));
     }
 
-    /// The attacker on this network, with all that the engine gives to a container by default.
+    /// Runs the attacker on this network, with the engine's default capabilities.
     pub(super) fn attack(&self, arguments: &[&str]) -> Value {
         let (image, host) = (task_image(), format!("GCE_METADATA_HOST={}", self.at));
         let run = [&["run", "--rm", "--network", &self.network.1, "-e", &host][..], raw_sockets()].concat();
@@ -71,12 +72,12 @@ impl Plain {
     }
 }
 
-/// What a container needs for raw sockets: nothing, where the engine gives `NET_RAW` to everybody.
+/// Options for raw sockets: none if the engine gives `NET_RAW` to every container.
 fn raw_sockets() -> &'static [&'static str] {
     if is_podman() { &["--cap-add", "NET_RAW"] } else { &[] }
 }
 
-/// The container that a token was made for.
+/// The container that the token was made for.
 fn holder(reply: &str) -> Option<String> {
     let (_, token) = reply.split_once("\"access_token\":\"")?;
     claims(token.split('"').next()?)["container"].as_str().map(String::from)
@@ -96,7 +97,7 @@ fn posing_works_on_a_plain_network_and_not_on_ours() {
     assert_eq!(told[&victim], "Operation not permitted", "{told}");
 }
 
-/// What `no_namespace_..` and `a_privileged_exec_..` refuse, where nobody refuses it.
+/// Shows that `no_namespace_..` and `a_privileged_exec_..` succeed without kfp-creds.
 #[test]
 fn without_us_namespaces_are_joined_and_exec_is_privileged() {
     let victim = Made("container", unused("victim"));
@@ -105,7 +106,7 @@ fn without_us_namespaces_are_joined_and_exec_is_privileged() {
     let pid = format!("container:{}", victim.1);
     let seen = raw(&["run", "--rm", "--pid", &pid, &image, "cat", "/proc/1/environ"]);
     assert!(seen.contains("WHAT_IT_KNOWS=here"), "{seen:?}");
-    // The same for what it shares by IPC.
+    // The same for shared IPC.
     let sharing = Made("container", unused("sharing"));
     let writes = ["sh", "-c", "echo here >/dev/shm/what_it_knows; exec sleep 120"];
     raw(&[&["run", "-d", "--name", &sharing.1, "--ipc", "shareable", &image], &writes[..]].concat());
@@ -116,7 +117,7 @@ fn without_us_namespaces_are_joined_and_exec_is_privileged() {
     });
     let ipc = format!("container:{}", sharing.1);
     assert_eq!(raw(&["run", "--rm", "--ipc", &ipc, &image, "cat", "/dev/shm/what_it_knows"]), "here");
-    // Made, not started: an engine inside a container may not have such rights itself to give.
+    // Created but not started: an engine inside a container may not be able to grant such rights.
     let line = format!("POST /v1.41/containers/{}/exec", victim.1);
     let body = r#"{"Privileged":true,"Cmd":["true"]}"#;
     let (status, made) = proxy_fixture::call(&engine_socket(), &line, body);
@@ -128,7 +129,7 @@ fn without_us_namespaces_are_joined_and_exec_is_privileged() {
     assert_eq!(seen["ProcessConfig"]["privileged"], true, "{seen}");
 }
 
-/// The container keeps `NET_RAW`, and with it everything that it needs on the network of others.
+/// The container keeps `NET_RAW`, and with it everything that an attack on a shared network needs.
 #[test]
 fn a_container_alone_with_the_relay_cannot_pose() {
     let session = Session::offline(STRICT, &["--all"]);
@@ -154,14 +155,14 @@ fn a_container_alone_with_the_relay_cannot_pose() {
         [victim.clone(), there.clone(), relays_own.clone(), here.clone(), "10.1.2.3".into()]
             .into_iter()
             .chain([2, 3, 4, 6].map(beside))
-            // And at the address of the other network, or of nobody's.
+            // Also at addresses of another network, and at unused ones.
             .chain([format!("{victim}@{there}"), format!("{at}@{there}"), format!("{at}@{relays_own}")])
             .collect();
     let exec = |arguments: &[&str]| {
         let run = [&["exec", &own.1, "python3", "-c", ATTACKER], arguments].concat();
         facts(&session.docker(&run))
     };
-    // Made by hand, but with the container's own address, the same is answered: the tool works here.
+    // A handmade request from the container's own address is answered, so the tool works here.
     let told = exec(&["exchange", &at]);
     let own_id = inspect(&own.1)["Id"].as_str().unwrap().to_string();
     assert_eq!(holder(told[&at].as_str().unwrap()), Some(own_id.clone()), "{told}\n{}", session.said());
@@ -171,7 +172,7 @@ fn a_container_alone_with_the_relay_cannot_pose() {
         assert!(!reply.contains("access_token"), "{lie}: {reply}");
         assert!(!reply.contains("200 OK"), "{lie}: {reply}");
     }
-    // By the kernel's own sockets, and through the relay as a router.
+    // Through the kernel's own sockets, and with the relay as a router.
     for server in [&there, &victim, &relays_own] {
         let told = exec(&["through", server]);
         for way in ["bound", "routed"] {
@@ -182,7 +183,7 @@ fn a_container_alone_with_the_relay_cannot_pose() {
     assert!(!session.said().contains("the relay died"), "{}", session.said());
 }
 
-/// What the engine hands out again at once, a lease never follows.
+/// The engine reuses an address at once, but a lease never passes to its next holder.
 #[test]
 fn an_address_reused_within_milliseconds_gets_no_token() {
     let plain = Plain::new();
@@ -203,7 +204,7 @@ fn an_address_reused_within_milliseconds_gets_no_token() {
         let (network, relay) = (network_of(&id), relay_of(&id));
         let at = address(&id, &network);
         let heir = Made("container", unused("heir"));
-        // As often as it can, from its first moment on.
+        // It asks as often as it can, from its start on.
         let script = format!(
             "for n in $(seq 40); do curl -s -m 3 -H Metadata-Flavor:Google {}; sleep 0.02; done; true",
             token_at(&relay)
@@ -218,7 +219,7 @@ fn an_address_reused_within_milliseconds_gets_no_token() {
         eprintln!("the same with {config:?}: {} ms, {told}", began.elapsed().as_millis());
         assert_eq!(address(&heir.1, &network_of(&id)), "", "it has ended");
         assert!(!told.contains("access_token"), "{told}");
-        // And the one whose address it was is itself when it comes back.
+        // The previous holder of the address has its own identity again after a restart.
         raw(&["rm", "-f", &heir.1]);
         session.ok(&["start", &made.1]);
         let url = token_at(&relay);
@@ -230,7 +231,7 @@ fn an_address_reused_within_milliseconds_gets_no_token() {
 #[test]
 fn a_name_taken_on_a_plain_network_stays_the_relays_here() {
     const NAME: &str = "metadata.google.internal";
-    // Podman's DNS answers with the first holder of a name, and on an internal network slowly.
+    // Podman's DNS resolves a name to its first holder, and is slow on an internal network.
     if !is_podman() {
         let plain = Plain::new();
         let impostor = Made("container", unused("impostor"));
@@ -245,7 +246,7 @@ fn a_name_taken_on_a_plain_network_stays_the_relays_here() {
         let session = Session::offline(config, &["--all"]);
         let (made, id) = sleeper(&session);
         let (network, relay) = (network_of(&id), relay_of(&id));
-        // Past the session, with the engine's own socket.
+        // The engine itself, not the session, starts the impostor.
         let guest = Made("container", unused("impostor"));
         let image = task_image();
         let run = ["run", "-d", "--name", &guest.1, "--network", &network, "--network-alias", NAME, &image];
@@ -260,7 +261,8 @@ fn a_name_taken_on_a_plain_network_stays_the_relays_here() {
         let told = facts(&session.docker(&resolve));
         assert_eq!(told, json!({ relay: 60 }), "{config:?}");
         if !config.is_empty() {
-            // Also for look-ups that miss the hosts file: nobody else fits on the network.
+            // This holds also for look-ups that miss the hosts file, since the network has no room for
+            // others.
             let resolve = ["exec", &made.1, "python3", "-c", ATTACKER, "resolve", "metadata.goog.", "60"];
             assert_eq!(facts(&session.docker(&resolve)), json!({ relay_of(&id): 60 }));
         }
@@ -274,14 +276,15 @@ fn a_self_connected_container_is_served_only_without_us() {
     let image = task_image();
     let ask = ["curl", "-s", "-m", "5", &format!("http://{}/", plain.at)];
     raw(&[&["create", "--name", &guest.1, "--network", "none", &image], &ask[..]].concat());
-    // Podman adds no network to a container that was created without.
+    // Podman cannot connect a container that was created without a network.
     if !is_podman() {
         raw(&["network", "disconnect", "none", &guest.1]);
         raw(&["network", "connect", &plain.network.1, &guest.1]);
         assert!(raw(&["start", "-a", &guest.1]).contains("access_token"));
     }
 
-    // On the shared one: `a_container_that_connects_itself_gets_nothing_at_any_address`. Here nobody gets on it.
+    // `a_container_that_connects_itself_gets_nothing_at_any_address` tests the shared network. Here no other
+    // container gets on the network.
     let session = Session::offline(STRICT, &["--all"]);
     let (_made, id) = sleeper(&session);
     let network = network_of(&id);
@@ -294,10 +297,10 @@ fn a_self_connected_container_is_served_only_without_us() {
         let ip: Vec<&str> = at.iter().flat_map(|at| ["--ip", at]).collect();
         let run = [&["run", "--name", &guest.1, "--network", &network], &ip[..], &[&image, "true"]].concat();
         let out = docker_at(&engine_socket(), &run);
-        // Podman reserves no addresses. Who is at one without a lease is answered as nobody.
-        assert!(is_podman() || !out.status.success(), "{at:?} on {network} is to be had");
+        // Podman does not reserve addresses; the relay refuses a caller at an address without a lease.
+        assert!(is_podman() || !out.status.success(), "{at:?} on {network} is available");
     }
-    // Through the session it is refused before the engine is asked.
+    // The session refuses it before the engine is asked.
     let guest = Made("container", unused("guest"));
     let (status, answer) =
         create(&session.socket, &guest.1, &json!({"HostConfig": {"NetworkMode": network}}));
@@ -306,7 +309,7 @@ fn a_self_connected_container_is_served_only_without_us() {
 
 #[test]
 fn without_us_joined_namespaces_and_image_labels_take_effect() {
-    // The engine itself lets anybody into anybody's namespace, and there it is that container.
+    // The engine lets any container join any namespace, and takes it for the other container there.
     let session = Session::offline("", &["--all"]);
     let (made, id) = sleeper(&session);
     let (image, url) = (task_image(), format!("http://{}/{TOKEN}", relay_of(&id)));
@@ -317,7 +320,7 @@ fn without_us_joined_namespaces_and_image_labels_take_effect() {
     let (status, answer) =
         create(&session.socket, &unused("intruder"), &json!({"HostConfig": {"NetworkMode": joined}}));
     assert_eq!(status, 403, "{answer}");
-    // And it shows an image's labels as those of the container.
+    // The engine shows an image's labels as the container's.
     let base = Made("container", unused("base"));
     raw(&["create", "--name", &base.1, "--network", "none", &image, "true"]);
     let labelled = Made("image", unused("claims"));
@@ -328,7 +331,7 @@ fn without_us_joined_namespaces_and_image_labels_take_effect() {
     assert_eq!(inspect(&claims.1)["Config"]["Labels"]["kfp-creds.role"], "relay");
 }
 
-/// Every request that is refused through a container is one that a server without guards answers.
+/// A server without guards answers every request that the relay refuses.
 pub(super) fn a_plain_server_answers(requests: &[String]) {
     let plain = Plain::new();
     let arguments: Vec<&str> = ["raw"].into_iter().chain(requests.iter().map(String::as_str)).collect();
@@ -339,8 +342,8 @@ pub(super) fn a_plain_server_answers(requests: &[String]) {
     let _ = &plain.server;
 }
 
-/// What the engine itself takes without a word, so that the bounds of the proxy are worth something. Since 26.1 that
-/// depends on the Go that built it: some of its patches bound the number of headers.
+/// The engine itself accepts this head, so the proxy's limits matter. Since 26.1 that depends on the Go
+/// version it was built with: some patch releases limit the number of headers.
 pub(super) fn the_engine_takes(head: &str) {
     let reply = proxy_fixture::raw(&engine_socket(), head);
     let bounded = release() != Release::Docker(20) && reply.starts_with("HTTP/1.1 431");

@@ -36,7 +36,8 @@ fn nothing_is_left_after_a_session() {
     let label = format!("label=kfp-creds.session={name}");
     assert_eq!(raw(&["ps", "-aq", "--filter", &label]), "");
     assert_eq!(networks_left(&label), [""; 0]);
-    // The socket stays where the engine keeps the network, so that the next start knows that nobody is there.
+    // While the engine keeps the network, the socket stays, so that the next start finds that no session
+    // answers there.
     assert!(
         !control.exists()
             && (!socket.exists() || !raw(&["network", "ls", "-q", "--filter", &label]).is_empty())
@@ -63,7 +64,7 @@ fn check_runs_every_step_and_leaves_nothing() {
         "project",
         "container",
     ];
-    // What other sessions and images of this engine are is theirs, and the shell of the tests is careful.
+    // A `fix` line may advise on other sessions and images of this engine, or on variables of the tests' shell.
     let found: Vec<&str> = looks.iter().filter_map(|look| look.split_whitespace().nth(1)).collect();
     let found: Vec<&str> = found.into_iter().filter(|look| *look != "fix").collect();
     assert_eq!(found, all, "{text}{}", String::from_utf8_lossy(&out.stderr));

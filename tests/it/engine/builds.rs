@@ -1,4 +1,5 @@
-//! Builds by BuildKit: no key gets into a context, in whatever form it comes, and everything else is as without us.
+//! Builds with BuildKit: no key gets into a context, whatever its form, and everything else works as without
+//! kfp-creds.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ fn session(mode: &str) -> Session {
     Session::start("", &["--offline", "--all"], &[("KFP_CREDS_GUARD", mode)])
 }
 
-/// docker's plug-in for BuildKit, as `scripts/setup --all` found it.
+/// docker's plugin for BuildKit, as `scripts/setup --all` found it.
 pub(super) fn buildx() -> PathBuf {
     plugin("KFP_CREDS_DOCKER_BUILDX")
 }
@@ -41,7 +42,7 @@ impl BuildSetup {
             std::os::unix::fs::symlink(place, folder.0.join("config/cli-plugins").join(name)).unwrap();
         }
         let setup = Self(folder);
-        // Other contents than those of any build before it.
+        // The content differs from that of any earlier build.
         setup.write("app/id.txt", &format!("{}\n", setup.0.0.display()));
         setup.write("app/Dockerfile", "FROM scratch\nCOPY . /app\n");
         setup.write("app/rows.csv", &"1,2,3,4,5,6,7\n".repeat(100_000));
@@ -77,7 +78,7 @@ impl BuildSetup {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It may end without reading.
+        // docker may end without reading it.
         let _ = child.stdin.take().unwrap().write_all(stdin);
         child.wait_with_output().unwrap()
     }
@@ -89,8 +90,8 @@ impl BuildSetup {
         all(&out)
     }
 
-    /// With one line that names the file and says what to do, there and on the terminal.
-    /// As [`Self::refuses`], for a client that shows the line amid its own output.
+    /// As [`Self::refuses`], for a client that shows the line amid its own output: one line names the file
+    /// and says what to do, there and on the terminal.
     #[track_caller]
     fn refuses_somewhere(&self, session: &Session, arguments: &[&str], words: &str) {
         let out = self.docker(session, arguments, b"");
@@ -118,7 +119,7 @@ fn all(out: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
 
-/// How much of the context was sent, as BuildKit says it: the last `transferring context: 1.40MB 0.1s done`.
+/// The size that BuildKit reports as sent: the last `transferring context: 1.40MB 0.1s done`.
 fn transferred(text: &str) -> f64 {
     let said = text.lines().filter_map(|line| line.split_once("transferring context: "));
     let mut sizes = said.filter_map(|(_, size)| {
@@ -146,7 +147,7 @@ fn a_context_with_a_key_is_refused_and_a_clean_one_builds() {
     let (setup, session) = (BuildSetup::new(), session("deny"));
     let image = format!("kfpct-builds-{}", std::process::id());
     let build = ["build", "-t", &image, "app"];
-    // The engine has everything but the key by then.
+    // After this build the engine has everything but the key.
     setup.builds(&session, &build, b"");
     setup.write("app/deep/key.pem", &key());
     let words = "build context: it holds a private key at deep/key.pem";
@@ -185,7 +186,7 @@ fn the_second_build_of_a_session_sends_only_changes() {
     }
 }
 
-/// What comes by stdin.
+/// A context, or a Dockerfile, from stdin.
 #[test]
 fn a_context_from_stdin_is_searched() {
     let (setup, session) = (BuildSetup::new(), session("deny"));
@@ -210,7 +211,7 @@ fn a_context_from_stdin_is_searched() {
     }
 }
 
-/// Directories besides the context. The frontend of Engine 20.10 knows none.
+/// Directories besides the context. The frontend of Engine 20.10 does not support them.
 #[test]
 fn named_contexts_are_searched() {
     let (setup, session) = (BuildSetup::new(), session("deny"));
@@ -241,7 +242,7 @@ fn a_build_argument_or_label_with_a_key_is_refused() {
     assert!(!session.said().contains(&aws));
 }
 
-/// It is there for one instruction, and not in the image.
+/// A secret exists for one instruction and is not in the image.
 #[test]
 fn a_secret_of_a_build_passes() {
     let (setup, session) = (BuildSetup::new(), session("deny"));
@@ -259,7 +260,7 @@ fn a_secret_of_a_build_passes() {
 fn compose_builds_are_searched_and_services_attached() {
     let (setup, session) = (BuildSetup::new(), session("deny"));
     let project = format!("kfpct-compose-{}", std::process::id());
-    // Two services, built together: compose 2 makes one bake of them.
+    // Compose 2 builds the two services in one bake.
     let service =
         |name: &str, folder: &str| format!("  {name}:\n    build: ./{folder}\n    image: {project}-{name}\n");
     setup.write("other/Dockerfile", "FROM scratch\nCOPY . /other\n");
@@ -280,7 +281,7 @@ fn compose_builds_are_searched_and_services_attached() {
 }
 
 #[test]
-fn warn_prints_off_is_silent_and_allow_excepts() {
+fn in_builds_warn_prints_off_is_silent_and_allow_exempts() {
     let setup = BuildSetup::new();
     setup.write("app/key.pem", &key());
     let warned = session("warn");
@@ -298,7 +299,7 @@ fn warn_prints_off_is_silent_and_allow_excepts() {
     setup.refuses(&allowed, &["build", "app"], b"", "a private key at other/key.pem");
 }
 
-/// The context of a build, and a refusal, over whatever carries the connection to the engine.
+/// A context is sent and another refused, over every kind of connection to the engine.
 fn a_context_is_looked_into(session: &Session) {
     let setup = BuildSetup::new();
     let sent = transferred(&setup.builds(session, &["build", "app"], b""));

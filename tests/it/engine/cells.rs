@@ -1,4 +1,4 @@
-//! `isolation = "network"`: what a container's own network lives through.
+//! `isolation = "network"`: what happens to the network of a single container.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -22,7 +22,7 @@ fn networks(session: &str) -> BTreeSet<String> {
 }
 
 fn network_id(container: &Container) -> String {
-    // By its name: a container that does not run yet is not said to have the id.
+    // Found by name: the engine does not show the network's id for a container that does not run yet.
     raw(&["network", "inspect", "-f", "{{.Id}}", &network_of(&container.0)])
 }
 
@@ -38,7 +38,7 @@ fn exists(network: &str) -> bool {
 }
 
 #[test]
-fn a_network_is_there_before_its_container_and_goes_after_it() {
+fn a_network_exists_before_its_container_and_goes_after_it() {
     let session = Session::offline(STRICT, &["--all"]);
     until("some are ready", Duration::from_secs(20), || networks(&id(&session)).len() == 7);
     let ready = networks(&id(&session));
@@ -47,7 +47,7 @@ fn a_network_is_there_before_its_container_and_goes_after_it() {
         (0..6).map(|_| Container::of(&session, &[&task_image(), "sh", "-c", &script])).collect();
     let used: BTreeSet<String> = six.iter().map(network_id).collect();
     assert!(used.len() == 6 && used.is_subset(&ready), "a create waited for its network");
-    // From the first instruction on, by the name as well.
+    // The relay answers from the first instruction on, also by name.
     for container in &six {
         assert_eq!(token(&session.ok(&["start", "-a", &container.0]))["container"], container.0);
     }
@@ -73,7 +73,7 @@ fn a_network_is_there_before_its_container_and_goes_after_it() {
 
 #[test]
 fn exhausted_networks_are_reported_and_reused() {
-    // The relay's own, and three.
+    // Room for the relay's own network and three others.
     let config = format!("{STRICT}network.cells = \"10.219.38.0/27\"\n");
     let session = Session::offline(&config, &["--all"]);
     let at = |container: &Container| address_of(&session, container);
@@ -83,8 +83,8 @@ fn exhausted_networks_are_reported_and_reused() {
         seen.push(at(&container));
         let network = network_id(&container);
         session.ok(&["rm", &container.0]);
-        until("it is given back", Duration::from_secs(10), || !exists(&network));
-        until("and made again", Duration::from_secs(10), || networks(&id(&session)).len() == 4);
+        until("the network is removed", Duration::from_secs(10), || !exists(&network));
+        until("another network is made", Duration::from_secs(10), || networks(&id(&session)).len() == 4);
     }
     assert!((3..seen.len()).all(|n| seen[n] == seen[n - 3]), "used again before the others: {seen:?}");
     let mut held: Vec<_> = (0..3).map(|_| sleeper(&session)).collect();
@@ -94,11 +94,11 @@ fn exhausted_networks_are_reported_and_reused() {
     assert!(said.contains("no network left: stopped containers keep theirs"), "{said}");
     assert_eq!(raw(&["ps", "-aq", "--filter", "label=kct=no-cell"]), "");
     drop(held.remove(1));
-    // At once: what is just being given back is waited for.
+    // At once: the create waits for the network that is being given back.
     assert_eq!(sleeper(&session).asks().1, 200);
 }
 
-/// As the session said it: a container that does not run has no address at the engine.
+/// From the session's output, since the engine shows no address for a container that does not run.
 fn address_of(session: &Session, container: &Container) -> String {
     crate::support::raw::address(session, container)
 }
@@ -112,7 +112,7 @@ fn a_container_that_starts_again_finds_its_network() {
         session.ok(&[action, &[&container.0]].concat());
         if action[0] != "restart" {
             let cut = || session.said().matches("ended  ").count() >= 2;
-            until("its end is told", Duration::from_secs(5), cut);
+            until("its end is reported", Duration::from_secs(5), cut);
             session.ok(&["start", &container.0]);
         }
         assert_eq!(container.asks().1, 200, "{action:?}");
@@ -127,7 +127,8 @@ fn a_relay_that_is_replaced_comes_back_to_every_network() {
     for _ in 0..2 {
         raw(&["kill", &format!("kfp-creds-relay-{}", id(&session))]);
         session.wait_for("the relay died and was replaced", Duration::from_secs(15));
-        // Made while the relay is being connected again: its network is there before it is.
+        // This container is created while the relay is being connected again: its network exists before the
+        // relay is on it.
         let third = Container::of(&session, &[&task_image(), "sh", "-c", &ask()]);
         assert_eq!(token(&session.ok(&["start", "-a", &third.0]))["container"], third.0);
         for container in [&one, &other] {
@@ -151,7 +152,7 @@ fn a_killed_session_in_isolation_is_swept() {
     assert_eq!(networks(&killed), BTreeSet::from([network_id(&runs)]), "{}", second.said());
     assert_ne!(runs.asks().1, 200);
     assert_eq!(theirs.asks().1, 200, "a live neighbour was swept");
-    // What did not run can be started: it was taken off its network.
+    // The stopped container was taken off its network, so it can be started.
     raw(&["start", &stopped.0]);
     drop(runs);
     drop(Session::offline("", &[]));
@@ -201,14 +202,14 @@ fn check_tries_a_network_of_one_container() {
     assert!(text.contains("got a token at 169.254."), "{text}");
 }
 
-/// The relay is told by the host, and tells it, nothing that a container could say in its place.
+/// The host and the relay exchange nothing that a container could say in their place.
 #[test]
-fn the_relay_between_networks_is_no_way_from_one_to_another() {
+fn the_relay_between_networks_does_not_route() {
     let session = Session::offline(STRICT, &["--all"]);
     let container = sleeper(&session);
     let relay = inspect(&format!("kfp-creds-relay-{}", id(&session)));
     let sysctls = &relay["HostConfig"]["Sysctls"];
-    // Podman does not say which there are: the kernel does.
+    // Podman does not list the sysctls, so the kernel is asked.
     let space = format!("--net=/proc/{}/ns/net", relay["State"]["Pid"]);
     for (name, value) in [
         ("net.ipv4.ip_forward", "0"),

@@ -1,4 +1,5 @@
-//! Real client libraries in containers, and gateways that let nobody in without a token of a running container.
+//! Real client libraries in containers, and gateways that refuse requests without a token of a running
+//! container.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -24,12 +25,12 @@ fn google_auth_finds_everything() {
     session.ok(&["rm", &container]);
 }
 
-/// google-auth, BigQuery, Storage and curl as components, with default credentials only; behind each engine's
-/// gateway stands nothing that a request without a valid token could reach.
+/// google-auth, BigQuery, Storage and curl as components, with default credentials only; no request without a
+/// valid token gets past the gateway of an emulator.
 fn libraries(kfp: &Kfp) {
     let emulators = format!("{ROOT}/tests/python/emulators.py");
     let pipeline = format!("{ROOT}/tests/python/pipelines/clients.py");
-    // The gateways and engines run in the newest environment, whatever runs the pipeline.
+    // The gateways and emulators run in the newest environment, whichever kfp runs the pipeline.
     let newest = Kfp::newest().python;
     let command = [&newest, &emulators, "--summary", "summary.json", "--", &kfp.python, &pipeline];
     let script = format!("{} && cat summary.json", command.map(|word| format!("'{word}'")).join(" "));
@@ -49,24 +50,24 @@ fn libraries(kfp: &Kfp) {
     assert_eq!(report["storage"]["names"], json!(["large", "small"]));
     let (with, without) = (number(&report["curl"]["with"]), number(&report["curl"]["without"]));
     assert!(with < 300.0 && (without - 401.0).abs() < f64::EPSILON, "{report}");
-    // BigQuery, Storage and curl; google-auth alone asks no gateway.
+    // The containers of BigQuery, Storage and curl; google-auth alone asks no gateway.
     assert_eq!(summary["containers"].as_array().map(Vec::len), Some(3), "{summary}");
     assert_eq!(summary["accounts"], json!(["offline@kfp-creds.invalid"]));
-    // Two probes at each gateway, and curl without its token.
+    // Two probes at each gateway, and curl's request without its token.
     assert_eq!(summary["refused"], 5, "{summary}");
 }
 
 #[test]
-fn bigquery_storage_and_curl() {
+fn bigquery_storage_and_curl_get_past_the_gateways() {
     libraries(&Kfp::newest());
 }
 
 #[test]
-fn bigquery_storage_and_curl_with_the_oldest_kfp() {
+fn with_the_oldest_kfp_clients_get_past_the_gateways() {
     libraries(&Kfp::oldest());
 }
 
-/// Presents tokens to a gateway; status and reason by name.
+/// Sends tokens to a gateway; status and reason by name.
 fn present(session: &Session, tokens: &Value, in_an_hour: bool) -> Value {
     let mut child = Command::new(python())
         .arg("present_tokens.py")
@@ -105,7 +106,7 @@ fn gateways_refuse_what_is_not_the_token_of_a_running_container() {
     let (identity, asker) = ask(&session, "identity?audience=x");
     let own = access(&own);
     assert_eq!(claims(&own)["container"], container);
-    // One character of the claims, so that another container is named and the signature does not fit.
+    // Changes one character of the claims, so that the signature does not fit.
     let (head, rest) = own.split_once('.').unwrap();
     let (middle, signature) = rest.split_once('.').unwrap();
     let flipped = if middle.ends_with('A') { "B" } else { "A" };

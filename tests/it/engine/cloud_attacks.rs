@@ -1,6 +1,6 @@
-//! What a hostile neighbour tries with the endpoints of AWS and Azure: each attack beside the same request by whom it
-//! belongs to. The credentials are made here, and no cloud accepts them. One at a time, because one session has the address
-//! 169.254.170.2.
+//! What a hostile neighbour does with the endpoints of AWS and Azure: each attack beside the same request by
+//! the owner. The credentials are made here, and no cloud accepts them. These tests run one at a time,
+//! because one session has the address 169.254.170.2.
 
 use serde_json::Value;
 
@@ -24,7 +24,7 @@ labels = { plain = "yes" }
 identity = "plain"
 "#;
 
-/// `METHOD URL NAME=VALUE...`: prints status and body, or what kept it from an answer.
+/// `METHOD URL NAME=VALUE...`: prints status and body, or the error.
 const ASK: &str = r#"
 import os, sys, urllib.error, urllib.request
 method, url, *headers = sys.argv[1:]
@@ -86,7 +86,7 @@ impl Container {
         self.imds("meta-data/iam/security-credentials/kfp-loader")
     }
 
-    /// The URL at which its clients of AWS look; `None` where the session has no such address.
+    /// The URL that AWS's clients use; `None` if the session does not have that address.
     fn credentials(&self) -> Option<String> {
         let path = self.variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI");
         (!path.is_empty()).then(|| format!("http://169.254.170.2{path}"))
@@ -101,10 +101,10 @@ impl Container {
 }
 
 #[test]
-fn the_secret_of_a_lease_is_worth_nothing_at_another_address() {
+fn the_secret_of_a_lease_is_refused_at_another_address() {
     let session = session();
     let (own, other) = (Container::new(&session, &[]), Container::new(&session, &[]));
-    // Of a container whose identity has neither cloud, the clouds look absent.
+    // For a container whose identity has neither cloud, both seem not to exist.
     let plain = Container::new(&session, &["--label", "plain=yes"]);
     if let Some(url) = own.credentials() {
         let (status, body) = own.ask("GET", &url, &[]);
@@ -130,7 +130,7 @@ fn the_secret_of_a_lease_is_worth_nothing_at_another_address() {
 }
 
 #[test]
-fn an_imds_token_is_bound_to_its_container_and_v1_is_shut() {
+fn an_imds_token_is_bound_to_its_container_and_v1_refused() {
     let session = session();
     let (own, other) = (Container::new(&session, &[]), Container::new(&session, &[]));
     let token = format!("X-aws-ec2-metadata-token={}", own.token());
@@ -138,10 +138,10 @@ fn an_imds_token_is_bound_to_its_container_and_v1_is_shut() {
     assert!(status == 200 && body.contains("AWS-HMAC"), "{status} {body}");
     let (status, body) = other.ask("GET", &own.role(), &[&token]);
     assert!(status == 401 && !body.contains("ASIA"), "{status} {body}");
-    // Version 1, which a plain GET through an SSRF hole would be.
+    // IMDSv1, which a plain GET through an SSRF hole would use.
     let (status, body) = own.ask("GET", &own.role(), &[]);
     assert!(status == 401 && !body.contains("ASIA"), "{status} {body}");
-    // A restart is another lease.
+    // A restart gives another lease.
     session.ok(&["restart", "-t", "0", &own.name]);
     let (status, _) = own.ask("GET", &own.role(), &[&token]);
     assert_eq!(status, 401);
@@ -173,7 +173,7 @@ fn requests_that_others_cause_get_no_credentials_of_any_cloud() {
     assert_eq!(status, 403);
 }
 
-/// Whoever has the address is taken for AWS by its neighbours' clients.
+/// Its neighbours' clients would take a container with this address for AWS.
 #[test]
 fn nobody_takes_the_address_of_container_credentials() {
     if is_podman() {
@@ -183,11 +183,11 @@ fn nobody_takes_the_address_of_container_credentials() {
     let (network, ..) = ours(&session);
     let (name, engine) = (unused("thief"), engine_socket());
     let thief = Made("container", name.clone());
-    // Past the session, as whoever has the engine's own socket can.
+    // The engine itself connects the thief, as anyone with access to its socket can.
     raw(&["create", "--name", &name, &task_image(), "sleep", "60"]);
     let connected = docker_at(&engine, &["network", "connect", "--ip", "169.254.170.2", &network, &name]);
     let started = docker_at(&engine, &["start", &name]);
-    assert!(!connected.status.success() || !started.status.success(), "it has the address");
+    assert!(!connected.status.success() || !started.status.success(), "the thief has the address");
     let own = Container::new(&session, &[]);
     let (status, _) = own.ask("GET", &own.credentials().unwrap(), &[]);
     assert_eq!(status, 200);

@@ -1,5 +1,5 @@
-//! The protocol as an attached container sees it, by the program's own judgement: the whole way through the relay,
-//! by name and by the address that clients know.
+//! The protocol as an attached container sees it, judged by the program itself: all the way through the
+//! relay, by name and by the address that clients know.
 
 use serde_json::Value;
 
@@ -9,7 +9,7 @@ use crate::support::session::{PROGRAM, Session, task_image};
 fn a_container_finds_no_deviation() {
     let session = Session::offline("", &["--all"]);
     let program = format!("{PROGRAM}:/kfp-creds:ro");
-    // The environment names the relay, wherever this session has it.
+    // The environment names the relay's address in this session.
     let script = r#"for to in metadata.google.internal "$GCE_METADATA_HOST"; do
         /kfp-creds conformance --json --target "http://$to" || echo "code $?"; done"#;
     let out = session.docker(&["run", "--rm", "-v", &program, &task_image(), "sh", "-c", script]);

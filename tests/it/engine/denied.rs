@@ -1,4 +1,5 @@
-//! `cut-off --deny-aws` in a session. AWS at the wire checks signatures and permissions, and keeps the policy.
+//! `cut-off --deny-aws` in a session. A fake AWS at the wire checks signatures and permissions, and keeps the
+//! policy.
 
 use serde_json::Value;
 
@@ -38,13 +39,13 @@ impl Place {
         self.log.0.join("audit.jsonl")
     }
 
-    /// The name of the session of AWS that was made last.
+    /// The name of the last AWS session.
     fn last_session(&self) -> String {
         self.aws.of("AssumeRole").pop().unwrap().form["RoleSessionName"].clone()
     }
 }
 
-/// A container that runs, by its name and id.
+/// A running container, with its name and id.
 fn container(session: &Session) -> (Made, String) {
     let name = unused("denied");
     session.ok(&["run", "-d", "--name", &name, &task_image(), "sleep", "120"]);
@@ -52,7 +53,7 @@ fn container(session: &Session) -> (Made, String) {
     (Made("container", name), id)
 }
 
-/// Exit code and all that `cut-off` said.
+/// Exit code and output of `cut-off`.
 fn cut_off(session: &Session, arguments: &[&str]) -> (Option<i32>, String) {
     let name = session.socket.file_stem().unwrap().to_str().unwrap();
     let folder = Folder::new("cut");
@@ -94,7 +95,7 @@ fn an_aws_session_is_denied_only_after_a_dry_run_and_consent() {
     }
     assert!(place.aws.inline().is_empty() && !text.contains(&kept), "{text}");
 
-    // It ended meanwhile, and what it was given is still good.
+    // The container has ended, but its AWS session is still valid.
     drop(one);
     let (code, text) = cut_off(&session, &[&id[..12], "--deny-aws", "--yes"]);
     assert!(

@@ -1,4 +1,4 @@
-//! The image of `deploy/Dockerfile`, and what the other files of `deploy/` do with it.
+//! The image of `deploy/Dockerfile`, and how the other files of `deploy/` use it.
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
@@ -17,7 +17,7 @@ use crate::support::session::{
     Folder, PROGRAM, Session, docker_at, engine_socket, nobody, python, raw, task_image,
 };
 
-/// Whoever runs the image: not root, and nobody that this machine knows.
+/// The user who runs the image: not root, and without an entry on this machine.
 const USER: u32 = 51234;
 
 fn said(out: &Output) -> String {
@@ -28,8 +28,9 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The image that `KFP_CREDS_TEST_IMAGE` names, as `scripts/image` made it; else that of `deploy/Dockerfile` with the
-/// program under test. That one is not static: its libraries are added in a layer of their own.
+/// The image that `KFP_CREDS_TEST_IMAGE` names, made by `scripts/image`; otherwise that of
+/// `deploy/Dockerfile` with the program under test. That program is not static, so another layer adds its
+/// libraries.
 fn image() -> String {
     if let Ok(given) = std::env::var("KFP_CREDS_TEST_IMAGE") {
         return given;
@@ -86,7 +87,7 @@ impl Drop for Sidecar {
     }
 }
 
-/// The arguments with which [`USER`] uses `runtime`, as the head of the Dockerfile says.
+/// The arguments that let [`USER`] use `runtime`, as the head of the Dockerfile says.
 fn as_user(runtime: &Path, network: &str) -> Vec<String> {
     let group = std::fs::metadata(engine_socket()).unwrap().gid().to_string();
     let (user, place) = (format!("{USER}:{USER}"), runtime.display());
@@ -96,7 +97,7 @@ fn as_user(runtime: &Path, network: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_image_is_a_session_for_the_containers_of_its_machine() {
+fn the_image_serves_the_containers_of_its_machine() {
     let (image, folder, socket) = (image(), Folder::new("deploy"), engine_socket());
     let runtime = folder.0.join("run");
     std::fs::create_dir(&runtime).unwrap();
@@ -114,7 +115,7 @@ fn the_image_is_a_session_for_the_containers_of_its_machine() {
     assert!(out.status.success(), "{}{}", said(&out), session.said());
     assert!(token(&String::from_utf8(out.stdout).unwrap())["container"].is_string());
     sees_the_files_of_the_machine(&session, &proxy, &folder);
-    // For a health check: the same image and user, beside it.
+    // A health check with the same image and user, in a container of its own.
     let health = [&["run", "--rm"], &user[..], &[&image, "health"]].concat();
     assert!(docker_at(&socket, &health).status.success());
     raw(&["stop", "-t", "20", &session.0]);
@@ -122,7 +123,7 @@ fn the_image_is_a_session_for_the_containers_of_its_machine() {
     assert!(session.said().contains("session ended") && !proxy.exists());
 }
 
-/// The docker command, with the certificates in `folder`, or with none.
+/// The docker command, with the certificates in `folder`, or without any.
 fn over_tls(port: u16, folder: Option<&Path>, arguments: &[&str]) -> Output {
     let mut command = Command::new("docker");
     command.env_clear().env("PATH", std::env::var("PATH").unwrap());
@@ -136,7 +137,7 @@ fn over_tls(port: u16, folder: Option<&Path>, arguments: &[&str]) -> Output {
     command.args(arguments).output().unwrap()
 }
 
-/// For a host that has no program of its own: nothing but a published port and the certificates.
+/// For a host without the program: it has only a published port and the certificates.
 #[test]
 fn the_image_serves_docker_over_tls_through_a_published_port() {
     let (image, folder, socket) = (image(), Folder::new("deploy"), engine_socket());
@@ -160,7 +161,7 @@ fn the_image_serves_docker_over_tls_through_a_published_port() {
     assert!(token(&String::from_utf8(out.stdout).unwrap())["container"].is_string());
     let key = std::fs::metadata(tls.join("key.pem")).unwrap();
     assert_eq!((key.mode() & 0o7777, key.uid()), (0o600, USER));
-    // Without them, nothing of the engine is said.
+    // Without them, a client learns nothing about the engine.
     assert!(!over_tls(port, None, &["version"]).status.success());
     let other = folder.0.join("other");
     certificates(&other);
@@ -176,9 +177,10 @@ fn the_image_serves_docker_over_tls_through_a_published_port() {
     assert_eq!(std::fs::read_dir(&tls).unwrap().count(), 0, "its certificates went with it");
 }
 
-/// Sources of `[[mount]]` are paths of the machine, and a config file of the machine is followed by its name there.
+/// Sources of `[[mount]]` are paths of the machine, and the session follows a config file of the machine by
+/// its path there.
 #[test]
-fn the_images_config_is_a_file_of_its_machine() {
+fn the_image_reads_and_follows_a_config_of_its_machine() {
     let (image, folder, socket) = (image(), Folder::new("deploy"), engine_socket());
     let (runtime, place) = (folder.0.join("run"), folder.0.join("project"));
     std::fs::create_dir(&runtime).unwrap();
@@ -218,7 +220,7 @@ fn the_images_config_is_a_file_of_its_machine() {
     raw(&["stop", "-t", "20", &session.0]);
 }
 
-/// The guard calls them as the machine does, and a link is the machine's too.
+/// The guard's messages use the machine's paths, and it resolves links as the machine does.
 fn sees_the_files_of_the_machine(session: &Sidecar, proxy: &Path, folder: &Folder) {
     let (task, keys, link) = (task_image(), folder.0.join("keys"), folder.0.join("link"));
     certificates(&keys);
@@ -240,7 +242,7 @@ fn sees_the_files_of_the_machine(session: &Sidecar, proxy: &Path, folder: &Folde
     assert!(out.status.success() && !session.said().contains(&unseen), "{}", session.said());
 }
 
-/// `docker-compose -f deploy/compose.yaml` for a project of its own.
+/// `docker-compose -f deploy/compose.yaml` for a separate project.
 fn compose(host: &Path, project: &str, code: &str, arguments: &[&str]) -> Output {
     let program = std::env::var("KFP_CREDS_DOCKER_COMPOSE")
         .expect("KFP_CREDS_DOCKER_COMPOSE is not set: scripts/setup --all writes .work/env, which sets it");
@@ -258,7 +260,7 @@ fn compose(host: &Path, project: &str, code: &str, arguments: &[&str]) -> Output
         .unwrap()
 }
 
-/// Asks as Google's library does, for the compose file's `python3 -c`.
+/// Sends the request of Google's library; for `python3 -c` in the compose file.
 const CODE: &str = "import os, urllib.request as u; \
     print('TOKEN ' + u.urlopen(u.Request('http://' + os.environ['GCE_METADATA_HOST'] + \
     '/computeMetadata/v1/instance/service-accounts/default/token', headers={'Metadata-Flavor': 'Google'})).read().decode())";
@@ -281,11 +283,11 @@ fn compose_application_and_services_get_their_identities() {
     assert!(out.status.success() && text.contains("\"access_token\""), "{text}{}", session.said());
 }
 
-/// What Kubernetes makes of the pod, as far as one container sees it.
+/// The pod as one of its containers sees it in Kubernetes.
 struct Pod(Value);
 
 impl Pod {
-    /// The pod of `deploy/kubernetes.yaml`, which the models of the official client know.
+    /// The pod of `deploy/kubernetes.yaml`; the models of the official client accept it.
     fn read() -> Self {
         let model = root().join("tests/python/kubernetes_model.py");
         let file = root().join("deploy/kubernetes.yaml");
@@ -299,7 +301,7 @@ impl Pod {
         &self.0["spec"]["initContainers"][0]
     }
 
-    /// Of the pod's security context.
+    /// A user or group id of the pod's security context.
     fn id(&self, name: &str) -> u32 {
         self.0["spec"]["securityContext"][name].as_u64().unwrap().try_into().unwrap()
     }
@@ -316,7 +318,8 @@ fn words(value: &Value) -> Vec<&str> {
 
 const ACCOUNT: &str = "pipeline@my-project.iam.gserviceaccount.com";
 
-/// The projected token of the pod, as the kubelet leaves it for `fsGroup`, for a provider that believes the cluster.
+/// Writes the pod's projected token as the kubelet does for `fsGroup`, and makes a provider trust the
+/// cluster.
 fn project(pod: &Pod, fake: &Federation, folder: &Folder) {
     let issuer = Issuer::rs256("https://kubernetes.default.svc.cluster.local");
     fake.trust(AUDIENCE, &issuer, &[]);
@@ -332,14 +335,15 @@ fn project(pod: &Pod, fake: &Federation, folder: &Folder) {
     std::fs::set_permissions(&folder.0, PermissionsExt::from_mode(0o755)).unwrap();
 }
 
-/// What the user fills in.
+/// The text with the values that a user fills in.
 fn filled(text: &str) -> String {
     text.replace("projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER", POOL)
         .replace("ACCOUNT@PROJECT", "pipeline@my-project")
         .replace("PROJECT", "my-project")
 }
 
-/// The sidecar in the network of the test, where Google's stand-in listens: a pod's containers share one.
+/// The sidecar in the test's network, where the fake Google listens: the containers of a pod share one
+/// network.
 fn sidecar(pod: &Pod, fake: &Federation, folder: &Folder) -> Sidecar {
     let sidecar = pod.sidecar();
     let mount = sidecar["volumeMounts"][0]["mountPath"].as_str().unwrap();
@@ -358,7 +362,7 @@ fn sidecar(pod: &Pod, fake: &Federation, folder: &Folder) -> Sidecar {
 }
 
 #[test]
-fn the_pod_of_kubernetes_gets_tokens_for_its_own() {
+fn the_kubernetes_pod_gets_tokens_of_its_service_account() {
     let (pod, fake, folder) = (Pod::read(), Federation::start(), Folder::new("deploy"));
     let (spec, about) = (&pod.0["spec"], pod.sidecar());
     assert_eq!(about["restartPolicy"], "Always");

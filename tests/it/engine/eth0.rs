@@ -1,5 +1,5 @@
-//! Which interface is `eth0`: the user's network, however many containers start. Engine 28 names interfaces in the
-//! order of a Go map (moby #49935), so one start proves nothing.
+//! The user's network is `eth0` in every start. Engine 28 names interfaces in the order of a Go map (moby
+//! #49935), so one start proves nothing.
 
 use crate::support::raw::{Container, Internal, ask, token};
 use crate::support::session::{Session, docker_at, engine_socket, task_image};
@@ -14,7 +14,7 @@ for name in sorted(n for _, n in socket.if_nameindex() if n != \"lo\"):
     format!("{show}; echo --; {}", ask())
 }
 
-/// Starts `times` containers and gives, of each, its interfaces with their addresses.
+/// Starts `times` containers and returns the interfaces of each with their addresses.
 fn interfaces(session: &Session, networks: &[&Internal], times: usize) -> Vec<Vec<(String, String)>> {
     let (script, image) = (script(), task_image());
     let networks: Vec<&str> = networks.iter().flat_map(|network| ["--network", network.0.as_str()]).collect();
@@ -44,7 +44,7 @@ fn hold(all: &[Vec<(String, String)>], networks: usize) {
     }
 }
 
-/// Whether a create can name two networks: the command line can since 25, the engine since API 1.44.
+/// Whether a create can name two networks: the command line since 25, the engine since API 1.44.
 fn two_at_create() -> bool {
     let one = Internal::new();
     let other = Internal::new();
@@ -69,7 +69,7 @@ fn the_user_s_two_networks_are_eth0_and_eth1_in_fifty_starts() {
         hold(&interfaces(&session, &[&networks[0], &networks[1]], 50), 2);
         return;
     }
-    // The second by hand, as such an engine has it.
+    // For such an engine, the second network is connected by hand.
     for _ in 0..10 {
         let script = script();
         let arguments = ["--network", &networks[0].0, &task_image(), "sh", "-c", &script];
@@ -82,10 +82,10 @@ fn the_user_s_two_networks_are_eth0_and_eth1_in_fifty_starts() {
 }
 
 #[test]
-fn with_a_network_of_its_own_the_user_s_is_eth0_too() {
+fn in_isolation_the_users_network_is_eth0_too() {
     let (session, network) = (Session::offline(super::attacks::STRICT, &["--all"]), Internal::new());
     hold(&interfaces(&session, &[&network], 25), 1);
-    // And beside a relay that replaced another.
+    // The same after the relay was replaced.
     let relay = format!("kfp-creds-relay-{}", session.socket.file_stem().unwrap().to_string_lossy());
     docker_at(&engine_socket(), &["kill", &relay]);
     session.wait_for("the relay died and was replaced", std::time::Duration::from_secs(20));

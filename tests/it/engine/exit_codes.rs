@@ -1,4 +1,5 @@
-//! The end of a container, told once and with its exit code: Engines since 23.0 say `disconnect` before `die`.
+//! The end of a container is reported once, with its exit code, although engines since 23.0 send `disconnect`
+//! before `die`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -27,7 +28,7 @@ fn cuts(folder: &Path) -> Vec<Value> {
     all.filter(|line| line["event"] == "cut-off").collect()
 }
 
-/// What was told of its ends, on the terminal and in the audit log: the exit codes, in order.
+/// The reports of a container's ends, on the terminal and in the audit log: the exit codes, in order.
 fn told(session: &Session, folder: &Folder, container: &str) -> (Vec<String>, Vec<Value>) {
     let said = session.said();
     let lines = said.lines().filter(|line| line.contains("ended  ") && line.contains(&container[..12]));
@@ -40,9 +41,9 @@ fn told(session: &Session, folder: &Folder, container: &str) -> (Vec<String>, Ve
 
 fn told_once(session: &Session, folder: &Folder, container: &str, code: i64) {
     let done = || told(session, folder, container).0.len() == 1 && cuts(&folder.0).len() == 1;
-    // Without an event, an end is found within ten seconds.
-    until("its end is told", Duration::from_secs(15), done);
-    std::thread::sleep(Duration::from_millis(1500)); // and not again
+    // Without an event, the session finds an end within ten seconds.
+    until("its end is reported", Duration::from_secs(15), done);
+    std::thread::sleep(Duration::from_millis(1500)); // it is not reported again
     assert_eq!(
         told(session, folder, container),
         (vec![code.to_string()], vec![code.into()]),
@@ -67,14 +68,14 @@ fn every_end_is_printed_once_with_its_exit_code() {
         session.ok(&["start", &stopped.0]);
         session.ok(&["stop", "-t", "0", &stopped.0]);
         ended.push((stopped, 137));
-        until("all are told", Duration::from_secs(8), || cuts(&folder.0).len() == ended.len());
+        until("all ends are reported", Duration::from_secs(8), || cuts(&folder.0).len() == ended.len());
         for (container, code) in &ended {
             let want = (vec![code.to_string()], vec![Value::from(*code)]);
             assert_eq!(told(&session, &folder, &container.0), want, "{}", session.said());
         }
-        // Removed by the engine as soon as it ends.
+        // The engine removes this container as soon as it ends.
         session.docker(&["run", "--rm", &image, "sh", "-c", "exit 5"]);
-        until("it is told", Duration::from_secs(8), || cuts(&folder.0).len() == ended.len() + 1);
+        until("it is reported", Duration::from_secs(8), || cuts(&folder.0).len() == ended.len() + 1);
         assert_eq!(cuts(&folder.0).last().unwrap()["exit_code"], 5, "{}", session.said());
         let (_, said) = session.end();
         assert!(said.contains(&format!("{n} attached, {n} ended", n = ended.len() + 1)), "{said}");
@@ -93,7 +94,7 @@ fn a_missing_die_event_is_replaced_by_an_inspect() {
     told_once(&session, &folder, &container.0, 9);
 }
 
-/// What is left is the stream of events that the proxy follows for exit codes.
+/// Only the stream of events that the proxy follows for exit codes still works.
 #[test]
 fn an_end_and_a_removal_without_events_are_found() {
     let (folder, at) = (Folder::new("codes"), Folder::new("between"));
@@ -107,9 +108,10 @@ fn an_end_and_a_removal_without_events_are_found() {
     told_once(&session, &folder, &container.0, 9);
 }
 
-/// An engine may drop events for a reader that it takes for slow. Nobody knows the code then, but the lease ends.
+/// An engine may drop events for a reader that it considers slow. Then the code is unknown, but the lease
+/// ends.
 #[test]
-fn an_end_that_no_stream_tells_ends_the_lease() {
+fn an_end_without_any_event_ends_the_lease() {
     let (folder, at) = (Folder::new("codes"), Folder::new("between"));
     let between = DelayedEngine::start(&at.0, &engine_socket());
     let session = audited(Some(&between), &folder, "");
@@ -122,11 +124,11 @@ fn an_end_that_no_stream_tells_ends_the_lease() {
 }
 
 #[test]
-fn a_die_that_comes_late_is_that_of_the_run_that_ended() {
+fn a_late_die_event_belongs_to_the_run_that_ended() {
     let (folder, at) = (Folder::new("codes"), Folder::new("between"));
     let between = DelayedEngine::start(&at.0, &engine_socket());
     let session = audited(Some(&between), &folder, "");
-    // Every run ends when it is told to, with a code of its own.
+    // Each run ends on command, with its own exit code.
     let script = "n=$(cat /n 2>/dev/null || echo 0); echo $((n + 1)) >/n
         while [ ! -e /end-$n ]; do sleep 0.05; done; exit $((n + 20))";
     let container = Container::of(&session, &[&task_image(), "sh", "-c", script]);
@@ -138,13 +140,13 @@ fn a_die_that_comes_late_is_that_of_the_run_that_ended() {
     until("tokens again", Duration::from_secs(5), || container.asks().1 == 200);
     container.exec(": >/end-1");
     raw(&["wait", &container.0]);
-    until("both are told", Duration::from_secs(8), || cuts(&folder.0).len() == 2);
+    until("both ends are reported", Duration::from_secs(8), || cuts(&folder.0).len() == 2);
     std::thread::sleep(Duration::from_millis(1500));
     let want = (vec!["20".to_string(), "21".into()], vec![Value::from(20), Value::from(21)]);
     assert_eq!(told(&session, &folder, &container.0), want, "{}", session.said());
 }
 
-/// It runs on, without an identity: its end, later, is not told again.
+/// It runs on without an identity, and its later end is not reported again.
 #[test]
 fn a_disconnected_container_ends_once_without_a_code() {
     let folder = Folder::new("codes");
@@ -154,7 +156,7 @@ fn a_disconnected_container_ends_once_without_a_code() {
     assert_eq!(container.asks().1, 200);
     let network = crate::support::raw::network(&session).0;
     raw(&["network", "disconnect", &network, &container.0]);
-    until("it is told", Duration::from_secs(5), || cuts(&folder.0).len() == 1);
+    until("it is reported", Duration::from_secs(5), || cuts(&folder.0).len() == 1);
     raw(&["kill", &container.0]);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(

@@ -7,12 +7,13 @@ use crate::support::far_engine::{certificates, fake_ssh, serve};
 use crate::support::raw::{Container, Running, ask, token, until};
 use crate::support::session::{Folder, Session, engine_socket, program, raw, task_image};
 
-/// The whole of a session's work: tokens, streams whose stdin ends, exit codes, logs, exec, a restart, the end.
+/// Everything that a session does: tokens, streams whose stdin ends, exit codes, logs, exec, a restart, the
+/// end.
 fn works(session: Session, place: &str) {
     let image = task_image();
     let container = Container::of(&session, &[&image, "sh", "-c", &ask()]);
     assert_eq!(token(&session.ok(&["start", "-a", &container.0]))["container"], container.0);
-    // The end of stdin reaches the container, and its output still comes.
+    // The container sees the end of stdin, and its output still arrives.
     let mut cat = Command::new("docker")
         .args(["-H", &format!("unix://{}", session.socket.display()), "run", "--rm", "-i", &image])
         .args(["sh", "-c", "cat; echo the end; exit 6"])
@@ -35,7 +36,9 @@ fn works(session: Session, place: &str) {
     session.ok(&["restart", "-t", "0", &sleeper.0]);
     until("tokens again", Duration::from_secs(10), || sleeper.asks().1 == 200);
     session.ok(&["rm", "-f", &sleeper.0]);
-    until("all ends are told", Duration::from_secs(10), || session.said().matches("ended  ").count() == 4);
+    until("all ends are reported", Duration::from_secs(10), || {
+        session.said().matches("ended  ").count() == 4
+    });
     let said = session.said();
     assert!(said.contains("exit code 6") && said.contains("exit code 137"), "{said}");
     let notices = said.lines().filter(|line| line.contains("are paths of that machine")).count();
@@ -49,7 +52,7 @@ fn works(session: Session, place: &str) {
     assert_eq!(raw(&["network", "ls", "-q", "--filter", &format!("label=kfp-creds.session={id}")]), "");
 }
 
-/// `run -- true` with this environment: exit code and what was said.
+/// Runs `run -- true` with this environment; returns the output.
 fn refused(environment: &[(&str, &str)], config: &str) -> String {
     let folder = Folder::new("far");
     std::fs::write(folder.0.join("kfp-creds.toml"), config).unwrap();
@@ -62,7 +65,7 @@ fn refused(environment: &[(&str, &str)], config: &str) -> String {
 }
 
 #[test]
-fn an_engine_behind_tls_with_client_certificates() {
+fn an_engine_behind_tls_works_with_client_certificates() {
     let folder = Folder::new("tls");
     certificates(&folder.0);
     let port = serve(Some(&folder.0), engine_socket());
@@ -79,7 +82,7 @@ fn an_engine_behind_tls_with_client_certificates() {
     drop(inner);
     drop(session);
 
-    // Whoever it is that answers, and whoever we are, is proven.
+    // Both sides have to prove who they are.
     let other = Folder::new("tls");
     certificates(&other.0);
     let others = other.0.display().to_string();
@@ -97,12 +100,12 @@ fn an_engine_behind_tls_with_client_certificates() {
 }
 
 #[test]
-fn an_engine_on_plain_tcp_is_the_operator_s_decision() {
+fn an_engine_on_plain_tcp_needs_the_operators_consent() {
     let port = serve(None, engine_socket());
     let host = format!("tcp://127.0.0.1:{port}");
     let said = refused(&[("DOCKER_HOST", &host)], "");
     assert!(said.contains("is TCP without TLS") && said.contains("plain_tcp = true"), "{said}");
-    // A project's file may not say so before it is trusted, nor name an engine.
+    // A project's file may neither allow this nor name an engine before it is trusted.
     let said = refused(&[("DOCKER_HOST", &host)], "plain_tcp = true\n");
     assert!(said.contains("config trust"), "{said}");
     let said = refused(&[("DOCKER_HOST", &host)], "engine = \"ssh://elsewhere\"\n");
@@ -118,7 +121,7 @@ fn path(bin: &std::path::Path) -> String {
 }
 
 #[test]
-fn an_engine_behind_ssh() {
+fn an_engine_behind_ssh_works() {
     let folder = Folder::new("ssh");
     let bin = fake_ssh(&folder.0, &engine_socket(), &["-l", "me", "-p", "2222", "--", "build.example"]);
     let (host, place) = ("ssh://me@build.example:2222", path(&bin));
@@ -139,7 +142,7 @@ fn an_engine_behind_ssh() {
     assert!(said.contains("needs the program ssh"), "{said}");
 }
 
-/// The terminal signals all of its foreground group; what carries the connection is not in it.
+/// The terminal signals its whole foreground group, which does not include ssh.
 #[test]
 fn an_interrupt_leaves_ssh_open_until_the_end() {
     let folder = Folder::new("ssh");

@@ -1,5 +1,5 @@
-//! One container against the relay that all share: whatever it sends, another is served in time and the
-//! tunnel stands.
+//! One container attacks the relay that all share: whatever it sends, another is served in time and the
+//! tunnel stays open.
 
 use std::process::Output;
 use std::time::{Duration, Instant};
@@ -11,8 +11,9 @@ use crate::support::session::{Session, raw, task_image};
 
 pub(super) const ATTACKER: &str = include_str!("../../python/attacker.py");
 
-/// Longest that another container may wait for an answer under attack, in milliseconds: the most impatient
-/// client (Node) gives up after 3 s. What it really took is printed; alone it is a few milliseconds.
+/// Longest time in milliseconds that another container may wait for an answer under attack: the most
+/// impatient client (Node) gives up after 3 s. The test prints the real time, which is a few milliseconds
+/// without an attack.
 pub(super) const IN_TIME: f64 = 3000.0;
 
 /// The JSON that a mode of the attacker prints.
@@ -23,21 +24,21 @@ pub(super) fn facts(output: &Output) -> Value {
     serde_json::from_str(text.trim()).unwrap_or_else(|e| panic!("{e}: {text}{errors}"))
 }
 
-/// Runs the attacker in a container of its own, to its end.
+/// Runs the attacker in its own container, to its end.
 pub(super) fn attack(session: &Session, arguments: &[&str]) -> Value {
     let image = task_image();
     let command = [&["run", "--rm", &image, "python3", "-c", ATTACKER], arguments].concat();
     facts(&session.docker(&command))
 }
 
-/// Runs `attacks` one after the other in one container, and a victim in another all the while.
+/// Runs `attacks` one after the other in one container, while a victim asks in another.
 fn under(session: &Session, attacks: &[&[&str]]) -> (Vec<Value>, Value) {
     let image = task_image();
     let made = Made("container", unused("victim"));
     let seconds = (4 * attacks.len() + 3).to_string();
     let victim = ["create", "--name", &made.1, &image, "python3", "-c", ATTACKER, "victim", &seconds];
     let victim = session.ok(&victim);
-    // From here on: the second network, and its relay, may have been made for it.
+    // Only now: the victim's create may have made the second network with its relay.
     let relay = relay(session);
     let socket = session.socket.clone();
     let started = victim.clone();
@@ -73,7 +74,7 @@ fn ten_thousand_connections_delay_no_other_in_isolation() {
 fn connections(config: &str) {
     let session = Session::offline(config, &["--all"]);
     let (done, _) = under(&session, &[&["connections", "10000", "6"]]);
-    // Far more than its share was ended by the relay, again and again.
+    // The attacker opens far more connections than its share, and the relay ends them again and again.
     assert!(done[0]["opened"].as_u64().unwrap() > 9_000, "{}", done[0]);
     assert!(
         done[0]["ended_by_relay"].as_u64().unwrap() > done[0]["opened"].as_u64().unwrap() / 2,
@@ -94,8 +95,8 @@ fn hanging_up_does_not_end_the_tunnel_in_isolation() {
 
 fn hanging_up(config: &str) {
     let session = Session::offline(config, &["--all"]);
-    // Every one is a reset stream, and HTTP/2 ends connections that see too many of them in a row (20 that
-    // nobody accepted yet) or in all (1024).
+    // Each hang-up resets a stream, and HTTP/2 ends connections that see too many resets in a row (20 of
+    // streams that were not accepted yet) or in all (1024).
     under(&session, &[&["resets", "6000", "1"], &["resets", "6000", "100"]]);
 }
 
@@ -105,7 +106,7 @@ fn slow_endless_and_huge_requests_cost_their_sender_only() {
 }
 
 #[test]
-fn slow_endless_and_huge_requests_in_isolation() {
+fn slow_and_huge_requests_cost_only_their_sender_isolated() {
     slow_and_huge(STRICT);
 }
 

@@ -1,4 +1,4 @@
-//! The golden cases on the wire, from inside a container: caller, relay, tunnel, host.
+//! The golden cases on the wire, from inside a container: through caller, relay, tunnel and host.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use crate::support::wire::{self, Answer, Placeholders};
 
 const ASK: &str = include_str!("../../python/raw_requests.py");
 
-/// Sends what `given` says from a container of the session; its id and what it says.
+/// Sends the requests in `given` from a container of the session; returns its id and its output.
 fn from_a_container(session: &Session, given: &Value) -> (String, Value) {
     let container = session.ok(&["create", "-i", &task_image(), "python3", "-c", ASK]);
     let mut docker = Command::new("docker")
@@ -46,7 +46,7 @@ fn every_case_is_answered_through_the_relay() {
 }
 
 fn answers_through_the_relay(session: &Session, cases: &[Case], times: usize) {
-    // Names and addresses are not in any request; ETag and Host are put in by the container.
+    // No request contains names or addresses; the container fills in ETag and Host.
     let requests: Vec<String> =
         cases.iter().flat_map(|case| vec![STANDARD.encode(&case.request); times]).collect();
     let given = json!({"requests": requests, "etag": wire::ETAG, "host": wire::HOST});

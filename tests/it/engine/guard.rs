@@ -1,4 +1,4 @@
-//! No key gets into a container: every surface through the built program and the real engine.
+//! No key gets into a container, by any way, with the built program and a real engine.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use crate::support::session::{
     Folder, Session, docker_at, engine_socket, is_podman, program, raw, task_image,
 };
 
-/// In every secret of these tests, and in no output.
+/// Part of every secret of these tests, and never in the output.
 const CANARY: &str = "cAnArY0f7hEgUaRd";
 
-/// Nothing that a service would take; made when the test runs.
+/// A key that no service accepts; made when the test runs.
 fn key() -> String {
     let dashes = "-".repeat(5);
     let label = ["PRIVATE", "KEY"].join(" ");
@@ -34,7 +34,7 @@ fn write(path: PathBuf, text: &str) -> PathBuf {
     path
 }
 
-/// A home with a login deep in it, and a directory without any.
+/// A home with a login deep inside, and a directory without a key.
 fn places() -> (Folder, String, String) {
     let folder = Folder::new("guarded");
     let home = folder.0.join("home");
@@ -90,19 +90,19 @@ fn mounts_variables_and_volumes_with_keys_are_refused() {
     );
     run(&["-e", &format!("ANY_NAME={}", key())], &["ANY_NAME", "a Google service-account key"]);
     run(&["-l", &format!("note={}", key())], &["note", "a Google service-account key"]);
-    // A volume that was made first, with the name of a key's directory.
+    // A volume that was made earlier, with the directory of the key as its device.
     let volume = format!("kfpct-guard-{}", std::process::id());
     let made =
         ["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", &format!("device={gcloud}"), &volume];
     session.ok(&made);
     session.wait_for("a volume for later", Duration::from_secs(1));
     run(&["-v", &format!("{volume}:/x")], &[what[0], &volume]);
-    // Another container has it mounted, made past the session.
+    // Another container, which the engine itself created, has it mounted.
     let other = raw(&["create", "-v", &format!("{gcloud}:/x"), &image, "true"]);
     run(&["--volumes-from", &other], &what);
     raw(&["rm", "-f", &other]);
     raw(&["volume", "rm", "-f", &volume]);
-    // Nothing else is in the way.
+    // Harmless variables and mounts pass.
     session.ok(&[
         "run",
         "--rm",
@@ -114,7 +114,7 @@ fn mounts_variables_and_volumes_with_keys_are_refused() {
         "true",
     ]);
     assert!(!session.said().contains("not verified"), "{}", session.said());
-    // An exec may not bring it either.
+    // An exec may not carry a key either.
     let container = session.ok(&["run", "-d", "--rm", &image, "sleep", "60"]);
     let secret = format!("AZURE_CLIENT_SECRET=8Q~{}", aws());
     refused(&session, &["exec", "-e", &secret, &container, "true"], &["AZURE_CLIENT_SECRET"]);
@@ -129,7 +129,7 @@ fn mounts_variables_and_volumes_with_keys_are_refused() {
 }
 
 #[test]
-fn warn_prints_off_is_silent_and_allow_excepts() {
+fn guard_warn_prints_off_is_silent_and_allow_exempts() {
     let (_folder, home, _) = places();
     let image = task_image();
     let bind = format!("{home}:/x:ro");
@@ -150,9 +150,9 @@ fn warn_prints_off_is_silent_and_allow_excepts() {
     assert!(!allowed.said().contains("service-account key"), "{}", allowed.said());
 }
 
-/// What a refusal prints goes into the config as it is, and the same request passes.
+/// The line that a refusal prints works in the config as it is: the same request passes.
 #[test]
-fn the_line_of_a_refusal_lets_the_request_pass() {
+fn the_config_line_of_a_refusal_lets_the_request_pass() {
     let (_folder, home, _) = places();
     let image = task_image();
     let (bind, set) = (format!("{home}:/x:ro"), format!("MY_SETTING=aws_secret_access_key = {}", aws()));
@@ -206,7 +206,7 @@ fn a_copied_key_never_reaches_the_container() {
     let back = folder.0.join("back");
     session.ok(&["cp", &format!("{container}:/tmp/plain/data.csv"), back.to_str().unwrap()]);
     assert_eq!(std::fs::read(back).unwrap(), std::fs::read(Path::new(&plain).join("data.csv")).unwrap());
-    // Large and unsuspicious: every byte arrives.
+    // A large harmless file arrives whole.
     let big = write(folder.0.join("big.bin"), &"0123456789abcdef".repeat(1 << 20));
     session.ok(&["cp", big.to_str().unwrap(), &to]);
     let back = folder.0.join("big.back");
@@ -221,7 +221,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     out.finish().unwrap()
 }
 
-/// `POST /build`, as the classic builder's clients send it.
+/// `POST /build` as clients of the classic builder send it.
 fn build(socket: &Path, context: &[u8], query: &str) -> String {
     use std::io::Read;
     let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
@@ -232,7 +232,7 @@ fn build(socket: &Path, context: &[u8], query: &str) -> String {
          Content-Length: {length}\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).unwrap();
-    // A refusal ends the request before all of it was read; the reply says so.
+    // A refusal may close the connection before the whole context was sent; the reply says why.
     let _ = stream.write_all(context);
     let mut reply = String::new();
     let _ = stream.read_to_string(&mut reply);
@@ -274,7 +274,7 @@ fn a_build_context_with_a_key_is_refused() {
 }
 
 #[test]
-fn a_mounted_docker_sock_is_ours() {
+fn a_mounted_docker_socket_is_replaced_by_ours() {
     let session = session("deny");
     let image = task_image();
     let engine = engine_socket();
@@ -298,7 +298,7 @@ fn a_mounted_docker_sock_is_ours() {
             r#"{{"Image":"{image}","HostConfig":{{"mounts":[{{"Type":"volume","target":"/x","volumeoptions":{{"driverconfig":{{"options":{{"type":"none","o":"bind","device":"{folder}"}}}}}}}}]}}}}"#
         ),
     );
-    // An engine that keeps its data beside its socket may have images with keys there, which are named as well.
+    // An engine with its data beside its socket may have images with keys there, which are also named.
     let beside = text.contains(&format!("a private key at {folder}/data/"));
     assert!(status == 403 && (text.contains("engine's own socket") || beside), "{status} {text}");
 }
@@ -319,7 +319,7 @@ fn scan_finds_keys_in_images_archives_and_directories() {
     assert_eq!(scan(&folder.0, "./nothing").0, Some(64));
     assert_eq!(scan(&folder.0, "kfpct-no-such-image").0, Some(64));
     let image = format!("kfpct-guard-scan-{}", std::process::id());
-    // A key in one layer, deleted in the next, and one in the environment.
+    // A key in one layer that the next layer deletes, and one in the environment.
     let base = raw(&["create", &task_image(), "true"]);
     let file = write(folder.0.join("key.json"), &key());
     raw(&["cp", file.to_str().unwrap(), &format!("{base}:/opt/key.json")]);
@@ -340,7 +340,7 @@ fn scan_finds_keys_in_images_archives_and_directories() {
     assert!(text.contains("variable AWS_SECRET_ACCESS_KEY: an AWS secret access key"), "{text}");
 }
 
-/// A tar file of the image `docker save` makes, and one of files, plain and compressed.
+/// A tar file of `docker save`, and one of ordinary files, plain and compressed.
 #[test]
 fn scan_looks_into_tar_files_of_both_kinds() {
     let (folder, home, plain) = places();
@@ -377,7 +377,7 @@ fn scan_looks_into_tar_files_of_both_kinds() {
     );
 }
 
-/// As `docker save` writes them, plain and compressed.
+/// Archives in the format of `docker save`, plain and compressed.
 #[test]
 fn a_loaded_image_with_a_key_is_refused() {
     let folder = Folder::new("load");
@@ -423,8 +423,8 @@ fn a_loaded_image_with_a_key_is_refused() {
     }
 }
 
-/// An image as an OCI layout and nothing else, without the `manifest.json` that Docker's archives have: a layer with
-/// `file` in it. Podman and Docker's containerd store load such archives.
+/// An image in pure OCI layout, without the `manifest.json` that Docker's archives have: a layer with `file`
+/// in it. Podman and Docker's containerd store load such archives.
 fn oci_layout(name: &str, file: &str, text: &str, environment: &str) -> Vec<u8> {
     fn add(tar: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8]) {
         let mut header = tar::Header::new_gnu();
@@ -472,7 +472,7 @@ fn oci_layout(name: &str, file: &str, text: &str, environment: &str) -> Vec<u8> 
     archive.into_inner().unwrap()
 }
 
-/// The engine decides whether it can load one; what is in it is judged before.
+/// The engine decides whether it can load such an archive; the guard judges the content before.
 #[test]
 fn a_loaded_oci_layout_with_a_key_is_refused() {
     let folder = Folder::new("layout");
@@ -498,7 +498,7 @@ fn a_loaded_oci_layout_with_a_key_is_refused() {
 }
 
 #[test]
-fn the_images_own_environment_counts() {
+fn a_key_in_the_images_environment_is_refused() {
     let session = session("deny");
     let image = format!("kfpct-guard-env-{}", std::process::id());
     let base = raw(&["create", &task_image(), "true"]);
@@ -514,8 +514,8 @@ fn the_root_directory_cannot_be_mounted() {
     refused(&session, &["create", "-v", "/:/host:ro", &task_image(), "true"], &["the engine's own socket"]);
 }
 
-/// The containers of a swarm get no identity here, so a key for them is told of and passes: the engine, which
-/// is in no swarm, answers itself.
+/// Containers of a swarm get no identity here, so a key for them is only reported, and the request passes:
+/// the engine, which is in no swarm, answers itself.
 #[test]
 fn keys_in_swarm_secrets_are_reported() {
     use base64::Engine as _;
@@ -535,7 +535,7 @@ fn keys_in_swarm_secrets_are_reported() {
     ] {
         let name = body["Name"].as_str().or_else(|| body["name"].as_str()).unwrap().to_string();
         let (status, text) = send(path, body);
-        // Docker is in no swarm, Podman has none, and keeps secrets of its own.
+        // Docker is in no swarm; Podman has no swarms, but has secrets of its own.
         assert!(is_podman() || (status == 503 && text.contains("swarm")), "{status} {text}");
         let line = session.wait_for(&format!("{name}, of the swarm"), Duration::from_secs(1));
         assert!(line.contains("a Google service-account key"), "{line}");
@@ -552,8 +552,8 @@ fn keys_in_swarm_secrets_are_reported() {
     }
 }
 
-/// 1 100 files of 100 MiB, which take no room on the disk: more than a look may read, however fast the machine is.
-/// How much it reads is counted in `guard::tests`.
+/// 1 100 files of 100 MiB, which use no space on the disk: more than one search may read, however fast the
+/// machine is. `guard::tests` counts how much it reads.
 fn hundred_gigabytes(folder: &Folder) -> PathBuf {
     let big = folder.0.join("big");
     std::fs::create_dir_all(&big).unwrap();
@@ -574,7 +574,7 @@ fn a_scan_of_100_gigabytes_reports_what_it_left_out() {
     raw(&["rm", "-f", &container]);
     let line = session.wait_for("not verified", Duration::from_secs(1));
     assert!(line.contains("was not looked at"), "{line}");
-    // The same of a mount that a session starts with.
+    // The same for a mount of the session's config.
     let mount = format!("{}:/data", big.display());
     let other = Session::offline("", &["--mount", &mount]);
     let line = other.wait_for("[[mount]]: not verified", Duration::from_secs(1));
@@ -584,9 +584,10 @@ fn a_scan_of_100_gigabytes_reports_what_it_left_out() {
     refused(&session, &["create", "-v", &bind, &task_image(), "true"], &["an AWS secret access key"]);
 }
 
-/// The key lies where it is looked for first; what hangs lies below, and the answer does not wait for it.
+/// The search finds the key early; the file system hangs at another place, for which the answer does not
+/// wait.
 #[test]
-fn a_key_that_was_found_counts_though_the_look_never_ends() {
+fn a_key_is_refused_although_the_search_never_ends() {
     let (folder, home, plain) = places();
     let dead = folder.0.join("home/server");
     std::fs::create_dir(&dead).unwrap();
@@ -597,13 +598,13 @@ fn a_key_that_was_found_counts_though_the_look_never_ends() {
     let out = create(&home);
     let text = all(&out);
     assert!(!out.status.success() && text.contains("application_default_credentials.json"), "{text}");
-    // Without a key nobody knows, and no container gets it; the same each time.
+    // Without the key the search cannot finish, so no container is created, each time.
     std::fs::remove_dir_all(folder.0.join("home/.config")).unwrap();
     for _ in 0..2 {
         let text = all(&create(&home));
         assert!(text.contains("not verified: the file system did not answer; try again"), "{text}");
     }
-    // Nobody else waits, not even while its own place is asked for.
+    // Other requests do not wait, not even while the hanging place is searched.
     let hung = format!("{}/x:/var/run/docker.sock", dead.display());
     let asked = std::thread::scope(|scope| {
         let asking = scope.spawn(|| session.docker(&["create", "-v", &hung, &image, "true"]));
@@ -622,7 +623,7 @@ fn a_key_that_was_found_counts_though_the_look_never_ends() {
 }
 
 #[test]
-fn a_volume_of_the_config_with_a_key_ends_the_start() {
+fn a_configured_volume_with_a_key_prevents_the_start() {
     let (_folder, home, _) = places();
     let volume = format!("kfpct-guard-start-{}", std::process::id());
     let device = format!("device={home}/.config/gcloud");
@@ -638,7 +639,7 @@ fn a_volume_of_the_config_with_a_key_ends_the_start() {
     raw(&["volume", "rm", &volume]);
     let text = all(&out);
     assert_eq!(out.status.code(), Some(78), "{text}");
-    // All of it at once.
+    // All problems are reported at once.
     for what in [
         &format!("volume {volume}, bound to"),
         "a Google service-account key",
@@ -648,12 +649,16 @@ fn a_volume_of_the_config_with_a_key_ends_the_start() {
         assert!(text.contains(what), "{what}:\n{text}");
     }
     assert!(!text.contains(CANARY));
-    assert_eq!(raw(&["volume", "ls", "-q", "-f", &format!("name={absent}")]), "", "it came into being");
+    assert_eq!(
+        raw(&["volume", "ls", "-q", "-f", &format!("name={absent}")]),
+        "",
+        "the refused start must not create the volume"
+    );
 }
 
-/// kfp makes its pipeline root itself, at its first task: the first line that a newcomer reads is not about that.
+/// kfp makes its pipeline root itself, at its first task, so a newcomer's first message is not about that.
 #[test]
-fn a_pipeline_root_that_is_not_there_yet_is_not_told_of() {
+fn a_pipeline_root_that_does_not_exist_yet_is_not_reported() {
     let (session, folder) = (session("deny"), Folder::new("roots"));
     let image = task_image();
     let input = |root: &str| {
@@ -662,7 +667,7 @@ fn a_pipeline_root_that_is_not_there_yet_is_not_told_of() {
     };
     let create = |root: &str, command: &[&str]| {
         let bind = format!("{root}:{root}:rw");
-        // Podman makes no directory for a bind, and says so after it was judged.
+        // Podman makes no directory for a bind, and reports that after the judgement.
         let out = session.docker(&[&["create", "-v", &bind, &image][..], command].concat());
         assert!(is_podman() || out.status.success(), "{}", all(&out));
         let id = String::from_utf8_lossy(&out.stdout).trim().to_string();
@@ -675,7 +680,7 @@ fn a_pipeline_root_that_is_not_there_yet_is_not_told_of() {
     );
     assert!(!session.said().contains("local_outputs"), "{}", session.said());
     assert!(!session.said().contains("not verified"), "{}", session.said());
-    // Of any other place it is told.
+    // Any other missing place is reported.
     let other = folder.0.join("elsewhere").display().to_string();
     create(&other, &["true"]);
     let line = session.wait_for("not verified", Duration::from_secs(2));
@@ -683,7 +688,7 @@ fn a_pipeline_root_that_is_not_there_yet_is_not_told_of() {
 }
 
 /// The calls of Testcontainers' Ryuk, from a container to which a program gave the engine's socket: it looks
-/// for what bears a label, removes it, and prunes.
+/// for objects with a label, removes them, and prunes.
 #[test]
 fn a_reaper_with_the_mounted_socket_finds_and_removes_by_label() {
     let session = session("deny");
@@ -698,14 +703,14 @@ fn a_reaper_with_the_mounted_socket_finds_and_removes_by_label() {
         let url = format!("http://d/v1.41{path}");
         let curl = ["exec", &reaper, "curl", "-s", "-X", method, "--unix-socket", "/var/run/docker.sock"];
         let more = ["-H", "Content-Type: application/json", "-d", body, "-w", "\n%{http_code}", "-g", &url];
-        // Past the session: an exec with a key in its command is refused by itself.
+        // Through the engine itself, since the session would refuse an exec with a key in its command.
         let out = raw(&[&curl[..], &more].concat());
         let (text, status) = out.rsplit_once('\n').unwrap_or(("", &out));
         (status.to_string(), text.to_string())
     };
     let filters: String =
         format!(r#"{{"label":["{label}"]}}"#).bytes().map(|byte| format!("%{byte:02X}")).collect();
-    // A sibling: judged like every container.
+    // A sibling container is judged like every other.
     let (status, text) = ask(
         "POST",
         "/containers/create",

@@ -1,5 +1,5 @@
-//! Containers on the host's network: an identity by a secret path on loopback, where the operator wants it and the engine
-//! shares the loopback. The tests run in the engine's network.
+//! Containers on the host's network get an identity by a secret path on loopback, if the operator wants it
+//! and the engine shares the loopback. The tests run in the engine's network.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -17,7 +17,8 @@ fn session() -> Session {
     Session::start("", &["--offline", "--all"], &set)
 }
 
-/// A container on the host's network, and where it was told to ask: `127.0.0.1:PORT`, `/SECRET`.
+/// A container on the host's network, and the address and path in its environment: `127.0.0.1:PORT`,
+/// `/SECRET`.
 fn guest(session: &Session) -> (Container, String, String) {
     let id = session.ok(&["run", "-d", "--network", "host", &task_image(), "sleep", "120"]);
     let container = Container(id);
@@ -55,13 +56,13 @@ fn a_task_on_the_hosts_network_has_its_own_identity() {
     assert_ne!(secret, others);
     let said = session.said();
     assert!(said.contains(&at) && !said.contains(&secret[1..]), "{said}");
-    // As from inside: who has the path has the lease.
+    // The path alone gives the lease, from outside the container too.
     let (status, answer) = flavored(&at, &format!("{secret}{TOKEN}"));
     assert!(status == 200 && answer.contains("access_token"), "{answer}");
     assert_eq!(get(&at, &format!("{secret}{TOKEN}"), "").0, 403, "the protocol's own guards hold");
     let (status, answer) = flavored(&at, &format!("{secret}/computeMetadata"));
     assert!(status == 301 && answer.contains(&format!("http://{at}{secret}/computeMetadata/")), "{answer}");
-    // It cannot listen to what its neighbours on loopback say.
+    // The container cannot capture its neighbours' traffic on loopback.
     let host = inspect(&one.0)["HostConfig"].clone();
     assert!(host["CapDrop"].as_array().unwrap().contains(&"NET_RAW".into()), "{host}");
     for arguments in [&["--privileged"][..], &["--cap-add", "NET_RAW"], &["--pid", "host"]] {
@@ -69,7 +70,7 @@ fn a_task_on_the_hosts_network_has_its_own_identity() {
         let all = [&["run", "--rm", "--network", "host"], arguments, &[&image, "env"]].concat();
         assert!(!session.ok(&all).contains("GCE_METADATA_HOST="), "{arguments:?}");
     }
-    // Its network is nobody else's to join.
+    // No other container may join its network.
     let joins = format!("container:{}", one.0);
     assert!(!session.docker(&["run", "--rm", "--network", &joins, &task_image(), "true"]).status.success());
     let (_, said) = session.end();
@@ -78,7 +79,7 @@ fn a_task_on_the_hosts_network_has_its_own_identity() {
 }
 
 #[test]
-fn every_cloud_answers_at_what_a_task_on_the_host_finds() {
+fn each_cloud_answers_at_the_variables_of_a_task_on_the_host() {
     let config = "[aws]\ncredentials = \"offline\"\n[azure]\ncredentials = \"offline\"\n\
         [identity.default.aws]\nrole = \"arn:aws:iam::123456789012:role/loader\"\n[identity.default.azure]\n";
     let set = [("KFP_CREDS_HOST_LOOPBACK", "true")];
@@ -101,7 +102,7 @@ fn every_cloud_answers_at_what_a_task_on_the_host_finds() {
 }
 
 #[test]
-fn the_path_of_an_ended_lease_is_worth_nothing() {
+fn the_secret_path_of_an_ended_lease_is_refused() {
     let session = session();
     let (one, at, secret) = guest(&session);
     let (_other, _, _) = guest(&session);
@@ -109,7 +110,7 @@ fn the_path_of_an_ended_lease_is_worth_nothing() {
     let path = format!("{secret}{TOKEN}");
     let refused = flavored(&at, TOKEN);
     assert_eq!(refused.0, 404);
-    // Whatever is wrong, the answer is the same, and it is about nothing.
+    // Every wrong request gets the same answer, which reveals nothing.
     let guess = format!("/{}{TOKEN}", "A".repeat(secret.len() - 1));
     let cut = format!("{}{TOKEN}", &secret[..secret.len() - 1]);
     for wrong in ["/", "/computeMetadata/v1/", guess.as_str(), &cut, &format!("/{path}"), "/%2e%2e/"] {
@@ -118,11 +119,11 @@ fn the_path_of_an_ended_lease_is_worth_nothing() {
         assert_eq!(get(&at, wrong, "x-kfp-creds-source: 1\r\n"), refused, "{wrong}");
     }
     raw(&["stop", "-t", "0", &one.0]);
-    until("its end is told", Duration::from_secs(5), || {
+    until("its end is reported", Duration::from_secs(5), || {
         session.said().lines().any(|line| line.contains("ended  ") && line.contains(one.short()))
     });
     assert_eq!(flavored(&at, &path), refused, "its container has ended");
-    // A start is another lease, of the same container.
+    // A restart gives another lease of the same container.
     session.ok(&["start", &one.0]);
     assert_eq!(token(&one.exec(&ask()))["container"], one.0.as_str());
     assert_eq!(flavored(&at, &path).0, 200);
@@ -130,7 +131,7 @@ fn the_path_of_an_ended_lease_is_worth_nothing() {
     until("gone", Duration::from_secs(5), || flavored(&at, &path) == refused);
 }
 
-/// By default, and where the loopback of the program is not the engine's.
+/// Both by default, and if the program does not share the engine's loopback.
 #[test]
 fn an_unshared_loopback_gives_no_identity() {
     let image = task_image();

@@ -1,4 +1,5 @@
-//! What the inputs of tasks name in Cloud Storage: fetched as the task's own identity, at `/gcs/BUCKET` in its container.
+//! Inputs of tasks in Cloud Storage: fetched with the task's own identity, and mounted at `/gcs/BUCKET` in
+//! its container.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -19,7 +20,7 @@ const PERSON: &str = "alice@example.com";
 const READER: &str = "reader@p.iam.gserviceaccount.com";
 const WRITER: &str = "writer@p.iam.gserviceaccount.com";
 
-/// Google with both of its APIs, a login on this machine, and a pipeline root.
+/// A Google with both of its APIs, a login on this machine, and a pipeline root.
 struct Cloud {
     google: Arc<FakeGoogle>,
     storage: FakeStorage,
@@ -63,7 +64,7 @@ impl Cloud {
         session.docker(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// What such a task prints.
+    /// Asserts the output of such a task.
     #[track_caller]
     fn prints(&self, session: &Session, component: &str, uris: &[&str], script: &str) -> String {
         let out = self.run(session, component, uris, script);
@@ -72,7 +73,7 @@ impl Cloud {
     }
 }
 
-/// `docker run` of what kfp creates for a task.
+/// The arguments of `docker run` that kfp's create for a task corresponds to.
 fn like_kfp(root: &Path, component: &str, uris: &[&str], script: &str) -> Vec<String> {
     let root = root.display();
     let artifacts = uris.iter().enumerate();
@@ -86,13 +87,13 @@ fn like_kfp(root: &Path, component: &str, uris: &[&str], script: &str) -> Vec<St
     words.into_iter().chain(["--function_to_execute", "f"]).map(String::from).collect()
 }
 
-/// The folder with what a session fetched.
+/// The folder with the files that a session fetched.
 fn cache(session: &Session) -> PathBuf {
     let id = session.socket.file_stem().unwrap();
     session.folder.0.join(".cache/kfp-creds/gcs").join(id)
 }
 
-/// The names of all files and directories below `folder`, and what is in the files.
+/// The names of all files and directories below `folder`, and the contents of the files.
 fn everything(folder: &Path) -> String {
     let mut all = String::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten() {
@@ -106,7 +107,7 @@ fn everything(folder: &Path) -> String {
 
 /// Real importers of real kfp, in a pipeline as in production.
 #[test]
-fn only_imported_objects_are_there_for_the_component() {
+fn a_component_sees_only_its_imported_objects() {
     let cloud = Cloud::new();
     cloud.storage.wants_payer("user-quota-project");
     for (name, content) in [
@@ -164,7 +165,7 @@ fn each_identity_fetches_only_what_it_may_read() {
     let (both, script) = (["gs://kct-bucket/a", "gs://kct-private/a"], "cat /gcs/kct-bucket/a; ls /gcs");
     assert_eq!(cloud.prints(&session, "reader", &both, script), "sharedkct-bucket\nkct-private\n");
     assert_eq!(cloud.storage.downloads(), 2);
-    // The same identity asks what it may, and has the content.
+    // The same identity may read it, and gets the content that was fetched before.
     cloud.prints(&session, "reader-2", &both, script);
     assert_eq!(cloud.storage.downloads(), 2);
     assert_eq!(cloud.prints(&session, "writer", &both, script), "sharedkct-bucket\n");
@@ -183,10 +184,10 @@ fn each_identity_fetches_only_what_it_may_read() {
     let mut wanted = [(READER, "kct-bucket"), (READER, "kct-private"), (WRITER, "kct-bucket")];
     wanted[..2].sort_by_key(|one| *one != (content[0].0.as_str(), content[0].1.as_str()));
     assert_eq!(content, wanted.map(|(account, bucket)| (account.to_string(), bucket.to_string())));
-    // A new generation is another content.
+    // A new generation has other content.
     cloud.storage.put("kct-bucket", "a", "renewed");
     assert_eq!(cloud.prints(&session, "reader", &both[..1], "cat /gcs/kct-bucket/a"), "renewed");
-    // Whose tokens cannot read objects asks nobody.
+    // An identity whose tokens have no scope for reading objects causes no requests.
     let before = cloud.storage.asked().len();
     assert_eq!(cloud.prints(&session, "query", &both[..1], "ls / | grep -c gcs || true"), "0\n");
     session.wait_for("the identity queries has no scope for it", Duration::from_secs(1));
@@ -236,13 +237,13 @@ fn an_unreadable_input_is_reported_and_the_task_runs() {
     assert_eq!(cloud.prints(&session, "task", &["gs://kct-bucket/small"], script), "none\n");
     session.wait_for("gs://kct-bucket/small is not fetched: 127.0.0.1 answered 503", Duration::from_secs(1));
     assert!(!Path::new("/tmp/kct-escaped").exists());
-    // Its own mount is the container's business.
+    // A mount of the container's own is left alone.
     let mut arguments = cloud.task("task", &["gs://kct-bucket/small"], "ls -A /gcs/kct-bucket");
     arguments.splice(2..2, ["--tmpfs".into(), "/gcs/kct-bucket/own".into()]);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     assert_eq!(session.ok(&arguments), "own");
     session.wait_for("has a mount of its own at /gcs/kct-bucket", Duration::from_secs(1));
-    // What is no task of kfp gets nothing, and so does nobody where it is switched off.
+    // A container that is no kfp task gets nothing, and neither does any container if fetching is off.
     assert_eq!(
         session.ok(&[
             "run",
@@ -272,7 +273,7 @@ fn a_create_waits_no_longer_than_30_s_for_its_inputs() {
     assert!(why.contains("fetching gs://kct-bucket/a and its other inputs takes longer than 30 s"), "{why}");
     let lines = session.said().lines().filter(|line| line.contains("takes longer than 30 s")).count();
     assert_eq!(lines, 1, "{}", session.said());
-    // The download goes on until it fails by itself, after its third try; the next create begins anew.
+    // The download goes on until it fails after its third try; the next create starts a new one.
     let given_up = || cloud.storage.downloads() == 3 && !cloud.storage.hangs();
     until("the download is given up", Duration::from_secs(15), given_up);
     assert_eq!(cloud.prints(&session, "task", &["gs://kct-bucket/a"], "cat /gcs/kct-bucket/a"), "x");
@@ -408,13 +409,13 @@ fn offline_fetches_only_from_a_configured_emulator() {
     assert_eq!(session.ok(&task.iter().map(String::as_str).collect::<Vec<_>>()), "emulated");
 }
 
-/// As every call to Google: the proxy of this machine, and what it says.
+/// As with every call to Google, it uses the proxy of this machine and reports the proxy's answer.
 #[test]
-fn objects_are_asked_for_through_the_proxy_of_this_machine() {
+fn objects_are_fetched_through_the_proxy_of_this_machine() {
     let cloud = Cloud::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let proxy = format!("http://{}", listener.local_addr().unwrap());
-    // As often as a call is tried.
+    // One call is tried three times.
     let asked = std::thread::spawn(move || {
         let answers = listener.incoming().take(3).map(|stream| {
             let mut stream = stream.unwrap();
@@ -436,7 +437,7 @@ fn objects_are_asked_for_through_the_proxy_of_this_machine() {
 }
 
 #[test]
-fn an_engine_elsewhere_has_nothing_fetched_for_it() {
+fn nothing_is_fetched_for_an_engine_elsewhere() {
     let cloud = Cloud::new();
     cloud.storage.put("kct-bucket", "a", "x");
     let host = format!("tcp://127.0.0.1:{}", serve(None, engine_socket()));

@@ -1,5 +1,5 @@
-//! The relay on two networks, without what the engine's own rules do for it: network namespaces in a container that
-//! is connected to nothing, and the kernel as the engine sets it up for every container.
+//! The relay on two networks, without the engine's own rules: network namespaces in a container that has no
+//! network, with the kernel settings that the engine makes for every container.
 
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -25,15 +25,15 @@ const THERE: &str = "169.254.64.13";
 const OWN: &str = "169.254.64.1";
 const NEIGHBOUR: &str = "169.254.64.9";
 
-/// The kernel of a container on a machine whose own engine has turned forwarding on: a new network namespace
-/// takes these values from the machine's first one, whatever the engine under test has set.
+/// Kernel settings of a container on a machine whose own engine turned forwarding on: a new network namespace
+/// inherits them from the machine, whatever the engine under test has set.
 const OPEN: [&str; 2] = ["net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0"];
 
-/// What the relay's container does for each of the two others, whose process is `$2`.
+/// What the relay's container runs for each of the two others, whose process is `$2`.
 const CONNECT: &str = "ip link add to-$1 type veth peer name eth0 netns $2
 ip addr add $3/29 dev to-$1; ip link set to-$1 up";
 
-/// Three containers on no network of the engine's; the one between the others has an interface to either.
+/// Three containers on no network of the engine; the middle one has an interface to each of the others.
 struct Topology {
     between: Made,
     first: Made,
@@ -77,7 +77,7 @@ impl Topology {
         raw(&["exec", &container.1, "sh", "-c", script])
     }
 
-    /// In the first container, as root.
+    /// Runs the attacker in the first container, as root.
     fn attack(&self, arguments: &[&str]) -> Value {
         let host = format!("GCE_METADATA_HOST={HERE}");
         let exec = ["exec", "-e", &host, &self.first.1, "python3", "-c", ATTACKER];
@@ -94,7 +94,7 @@ impl Topology {
     }
 }
 
-/// The host's end of the tunnel, which tells everybody the address that the relay says they have.
+/// The host's end of the tunnel, which answers every caller with the address that the relay reports.
 async fn serve(container: String, listening: Arc<Mutex<Vec<String>>>) {
     let socket = format!("unix://{}", engine_socket().display());
     let mut relay = tokio::process::Command::new("docker")
@@ -124,8 +124,8 @@ fn answered(reply: &Value) -> bool {
 fn a_listener_serves_only_its_own_network() {
     let topology = Topology::set(&OPEN);
     let lie = format!("{NEIGHBOUR}@{HERE}");
-    // A server that hears one interface answers there whatever the address that asks; one that hears all is
-    // reached at its address on another network.
+    // A server that listens on one interface answers there, whatever the source address; one that listens on
+    // all is reached at its address on another network.
     let server = topology.plain(&topology.between, "to-a");
     let told = topology.attack(&["exchange", OWN, &lie]);
     assert!(told[OWN].as_str().unwrap().contains(&format!("of {OWN}")), "{told}");
@@ -141,31 +141,31 @@ fn a_listener_serves_only_its_own_network() {
 
     let listening = Arc::new(Mutex::new(vec![]));
     let (heard, container) = (listening.clone(), topology.between.1.clone());
-    // Until the container goes, and with it the tunnel.
+    // Runs until the container, and with it the tunnel, ends.
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(serve(container, heard));
     });
     let tells = |at: &str| listening.lock().unwrap().iter().any(|told| told == at);
-    until("the relay tells of both", Duration::from_secs(10), || tells(HERE) && tells(THERE));
+    until("the relay reports both addresses", Duration::from_secs(10), || tells(HERE) && tells(THERE));
     let home = format!("{OWN}@10.9.9.5");
     let told = topology.attack(&["exchange", OWN, &lie, &home]);
     assert!(told[OWN].as_str().unwrap().contains(&format!("of {OWN}")), "{told}");
     assert!(!answered(&told[&lie]) && !answered(&told[&home]), "{told}");
     let told = topology.attack(&["through", THERE]);
     assert!(!answered(&told["bound"]) && !answered(&told["routed"]), "{told}");
-    // A network that comes later is served as well, and one that goes comes back.
+    // The relay also serves a network that is added later, and one that is removed and added again.
     topology
         .sh(&topology.between, "ip addr add 169.254.64.21/29 dev to-a; ip addr del 169.254.64.5/29 dev to-a");
-    until("the relay tells of the third", Duration::from_secs(5), || tells("169.254.64.21"));
+    until("the relay reports the third address", Duration::from_secs(5), || tells("169.254.64.21"));
     listening.lock().unwrap().clear();
     topology.sh(&topology.between, "ip addr add 169.254.64.5/29 dev to-a");
-    until("the relay tells of the first again", Duration::from_secs(5), || tells(HERE));
+    until("the relay reports the first address again", Duration::from_secs(5), || tells(HERE));
     let told = topology.attack(&["exchange", OWN]);
     assert!(answered(&told[OWN]), "{told}");
 }
 
-/// The same with those servers, and the kernel as it is set for every relay between networks.
+/// The same with such servers, and with the kernel settings of every relay between networks.
 #[test]
 fn the_kernel_of_a_relay_between_networks_keeps_them_apart() {
     let lie = format!("{NEIGHBOUR}@{HERE}");
@@ -177,7 +177,7 @@ fn the_kernel_of_a_relay_between_networks_keeps_them_apart() {
         assert!(answered(&told[OWN]) && answered(&told[&lie]) == open, "{sysctls:?}: {told}");
         topology.sh(&topology.between, &format!("kill {server}"));
         topology.plain(&topology.second, "");
-        // The relay as a router: to the neighbour itself.
+        // With the relay as a router, to the neighbour itself.
         let told = topology.attack(&["through", NEIGHBOUR]);
         assert_eq!(answered(&told["routed"]), open, "{sysctls:?}: {told}");
     }

@@ -1,5 +1,5 @@
-//! Signals as terminals, shells and `nohup` send them: an interrupt that is the command's own, and what was ignored
-//! before we were started. Real interpreters at a real terminal.
+//! Signals as terminals, shells and `nohup` send them: an interrupt for the command alone, and signals that
+//! were ignored before the program started. With real interpreters at a real terminal.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 use crate::support::raw::{Container, Running, python, until};
 use crate::support::session::{Folder, PROGRAM, program, task_image};
 
-/// From the directory of the programs that `scripts/setup --all` installs for this.
+/// A program that `scripts/setup --all` installs for these tests.
 fn notebook(name: &str) -> String {
     let fallback = Path::new(env!("CARGO_MANIFEST_DIR")).join(".work/venv-notebooks/bin");
     let folder = std::env::var("KFP_CREDS_TEST_NOTEBOOKS").unwrap_or_else(|_| fallback.display().to_string());
     format!("{folder}/{name}")
 }
 
-/// `typed.py` with `run --offline --all -- COMMAND`: what to wait for, and what to type then.
+/// Runs `typed.py` with `run --offline --all -- COMMAND`; `steps` has what to wait for, and what to type
+/// then.
 fn typed(steps: serde_json::Value, command: &[&str]) -> (Option<i32>, String) {
     let folder = Folder::new("typed");
     let mut terminal = python("typed.py");
@@ -34,7 +35,7 @@ fn text(out: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
 
-/// What is typed creates a container, and says its output in a way that no echo of the line has.
+/// The input creates a container; its output differs from the terminal's echo of the input.
 fn creates() -> String {
     format!(
         "import subprocess; subprocess.run(['docker', 'run', '--rm', '{}', 'sh', '-c', 'echo crea''ted'])\n",
@@ -42,7 +43,7 @@ fn creates() -> String {
     )
 }
 
-/// Longer than a command that was asked to end has.
+/// More than the time that a command has to end after a signal.
 const LONGER_THAN_THE_GRACE: f64 = 11.5;
 
 fn goes_on(prompt: &str, command: &[&str]) {
@@ -92,7 +93,7 @@ fn jupyter_lab_asks_whether_to_end_and_goes_on() {
     assert!(!said.contains("ending:") && !said.contains("is killed"), "{said}");
 }
 
-/// A script that dies of it leaves nothing running: its container is stopped at once.
+/// The interrupt ends the script, and the session stops its container at once.
 #[test]
 fn a_script_that_dies_of_an_interrupt_leaves_nothing() {
     let script = format!(
@@ -110,7 +111,7 @@ fn a_script_that_dies_of_an_interrupt_leaves_nothing() {
     assert!(begun.elapsed() < Duration::from_secs(40), "{said}");
 }
 
-/// Three mean the session, whatever the command does; that its containers run on after one is said once.
+/// Three interrupts end the session, whatever the command does; that it continues after one is reported once.
 #[test]
 fn three_interrupts_within_two_seconds_end_the_session() {
     let script = format!("trap '' INT; docker run -d {} sleep 90; echo up; sleep 60", task_image());
@@ -128,7 +129,7 @@ fn three_interrupts_within_two_seconds_end_the_session() {
     assert!(said.contains("stopped "), "{said}");
 }
 
-/// `nohup` and the background jobs of a shell ignore signals before they start their program.
+/// `nohup` and a shell's background jobs ignore signals before they start a program.
 #[test]
 fn signals_ignored_before_the_start_stay_ignored() {
     for (by, signal) in [("nohup \"$@\"", "-HUP"), ("\"$@\" & echo $! >&2; wait $!", "-INT")] {

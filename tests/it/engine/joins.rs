@@ -1,5 +1,5 @@
-//! `network_mode: service:NAME`: one network, one identity and one lease for two containers, where the operator's rule
-//! allows it, and not otherwise.
+//! `network_mode: service:NAME`: two containers share one network, one identity and one lease if the
+//! operator's rule allows it, and not otherwise.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use super::attacks::{Made, inspect, unused};
 use crate::support::raw::{Container, address, ask, token, until};
 use crate::support::session::{Folder, Session, engine_socket, program, raw, task_image};
 
-/// As the template of VS Code with a database has it: the application joins the network of the database.
+/// As in VS Code's template with a database: the application joins the network of the database.
 const RULES: &str = "[[rule]]\nlabels = { role = \"app\" }\nidentity = \"default\"\njoin = true\n[identity.other]\n[[rule]]\n\
                      labels = { role = \"stranger\" }\nidentity = \"other\"\njoin = true\n";
 
-/// A session whose rules are the operator's: a file that is named, not one that lies in a project.
+/// A session whose rules come from the operator: from a named file, not from a project's.
 fn session(rules: &str, more: &str) -> Session {
     let named = [("KFP_CREDS_CONFIG", "kfp-creds.toml")];
     Session::start(&format!("{more}{rules}"), &["--offline", "--all"], &named)
@@ -33,20 +33,20 @@ fn shared(more: &str) {
     let (made, application) = joins(&session, "app", &database.0, &[], &["sleep", "120"]);
     assert!(made, "{application}\n{}", session.said());
     let application = Container(application);
-    // Both have the identity and the lease of the one whose address it is.
+    // Both have the identity and the lease of the container with the address.
     let said = token(&application.exec(&ask()));
     assert_eq!(said["container"], database.0.as_str());
     assert_eq!(token(&database.exec(&ask()))["container"], database.0.as_str());
     assert!(session.said().contains("shares the network and the lease of"), "{}", session.said());
     assert_eq!(inspect(&application.0)["HostConfig"]["NetworkMode"], format!("container:{}", database.0));
-    // It is guarded like a leased one.
+    // The joined container is protected like a leased one.
     let privileged = session.docker(&["exec", "--privileged", &application.0, "true"]);
     assert!(!privileged.status.success());
     let (made, why) = joins(&session, "none", &application.0, &[], &["true"]);
     assert!(!made && why.contains("would share that container's identity"), "{why}");
-    // The lease ends with the container whose it is.
+    // The lease ends with the container that holds it.
     raw(&["kill", &database.0]);
-    until("its end is told", Duration::from_secs(5), || {
+    until("its end is reported", Duration::from_secs(5), || {
         session.said().lines().any(|line| line.contains("ended  ") && line.contains(database.short()))
     });
     assert_ne!(application.asks().1, 200, "{at}");
@@ -62,7 +62,8 @@ fn two_containers_share_a_network_and_a_lease_in_isolation() {
     shared(super::attacks::STRICT);
 }
 
-/// Without the key, with another identity, with capabilities, by labels alone: it is not created.
+/// Without the key, with another identity, with capabilities, or by labels alone, the container is not
+/// created.
 #[test]
 fn nobody_joins_a_leased_container_without_the_operators_rule() {
     let session = session(RULES, "");
@@ -84,7 +85,7 @@ fn nobody_joins_a_leased_container_without_the_operators_rule() {
         assert!(!made && said.contains(why), "{role} {more:?}: {said}");
         assert!(inspect(&name).is_null(), "{role} {more:?}");
     }
-    // A rule of a project's own file is no operator's.
+    // A rule in a project's file does not count as the operator's.
     let folder = Folder::new("project");
     std::fs::write(folder.0.join("kfp-creds.toml"), RULES).unwrap();
     let out = program(&folder.0)
@@ -96,7 +97,7 @@ fn nobody_joins_a_leased_container_without_the_operators_rule() {
     assert!(!out.status.success() && said.contains("join") && said.contains("trust"), "{said}");
 }
 
-/// `run` stops both.
+/// At its end `run` stops both.
 #[test]
 fn joined_containers_are_stopped_at_the_end_of_a_run() {
     let folder = Folder::new("joined");

@@ -1,4 +1,4 @@
-//! The Python package in JupyterLab, in a real browser, as a person uses it.
+//! A person's use of the Python package in JupyterLab, in a real browser.
 
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::support::browser::Browser;
 use crate::support::raw::until;
 use crate::support::session::Folder;
 
-/// Shift and Enter: runs the cell and goes to the next one.
+/// Shift and Enter: runs the cell and selects the next one.
 const RUN: &str = "\u{e008}\u{e007}";
 
 const CELLS: [&str; 6] = [
@@ -26,7 +26,7 @@ const CELLS: [&str; 6] = [
     "%kfp_creds stop",
 ];
 
-/// Ends with the test.
+/// JupyterLab, ended with the test.
 struct Lab(Child);
 
 impl Drop for Lab {
@@ -36,7 +36,7 @@ impl Drop for Lab {
     }
 }
 
-/// JupyterLab with the notebook of these cells, and its port.
+/// Starts JupyterLab with a notebook of these cells; returns its port.
 fn lab(folder: &Folder) -> (Lab, u16) {
     let cell = |(number, source): (usize, &&str)| json!({"cell_type": "code", "id": format!("cell-{number}"), "source": source, "metadata": {}, "outputs": [], "execution_count": null});
     let cells: Vec<_> = CELLS.iter().enumerate().map(cell).collect();
@@ -82,7 +82,7 @@ fn a_notebook_in_a_browser_has_credentials_and_shows_them() {
              return cell.classList.contains('jp-mod-active') && cell.contains(document.activeElement)",
             number - 1
         );
-        // Keys are lost as long as the page is not ready for them: a cell that runs shows a star.
+        // Keys are lost until the page is ready for them; the star of a running cell shows that they arrived.
         let mut pressed: Option<Instant> = None;
         until(
             &format!("cell {number} has run: {}", shown("return cell.innerText")),

@@ -1,10 +1,11 @@
-//! Real pipelines under `kfp-creds run --offline`, with the newest kfp and the oldest whose pipelines run locally.
+//! Real pipelines under `kfp-creds run --offline`, with the newest kfp and the oldest one whose pipelines run
+//! locally.
 
 use serde_json::Value;
 
 use crate::support::session::{Kfp, Ran};
 
-/// Two identities by rules on the components of `identities.py`.
+/// Rules that give the components of `identities.py` two identities.
 const RULES: &str = r#"
     [identity.reads]
     service_account = "reader@offline-project.iam.gserviceaccount.com"
@@ -24,7 +25,7 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_else(|| panic!("{key} in {value}"))
 }
 
-/// That what a container says of itself is about itself alone.
+/// Asserts that a container's report is about this container only.
 fn assert_own(said: &Value) {
     let container = text(said, "container");
     assert!(container.len() == 64 && container.starts_with(text(said, "hostname")), "{said}");
@@ -34,7 +35,7 @@ fn assert_own(said: &Value) {
     assert!(said["expires_in"].as_f64().is_some_and(|left| (3500.0..=3600.0).contains(&left)), "{said}");
 }
 
-/// Every container was attached and ended, and its task was recognised.
+/// Asserts that every container was attached and ended, and that its task was recognised.
 fn assert_attached(ran: &Ran, tasks: &[&str]) {
     let attached = ran.said("attached");
     let named: Vec<&str> = attached.iter().filter_map(|line| line.split_whitespace().nth(1)).collect();
@@ -47,7 +48,7 @@ fn assert_attached(ran: &Ran, tasks: &[&str]) {
     );
 }
 
-/// The version of kfp that ran.
+/// Runs the pipeline; returns the version of kfp.
 fn lightweight(kfp: &Kfp) -> String {
     let ran = kfp.pipeline("", &[], "lightweight", &[]);
     let report = ran.report();
@@ -83,8 +84,8 @@ fn parallel_iterations_have_tokens_of_their_own() {
     assert_attached(&ran, &[whoami, whoami, whoami, whoami, "loop/gather"]);
 }
 
-/// One with an output says whose it is in its own command line; one without is known by the workspace that
-/// kfp mounts, from 2.15 on.
+/// A component with an output has its task in its command line; one without is recognised by the workspace
+/// that kfp mounts since 2.15.
 #[test]
 fn container_components_get_tokens() {
     let kfp = Kfp::newest();
@@ -93,10 +94,10 @@ fn container_components_get_tokens() {
     assert_attached(&ran, &["containers/with-output", &kfp.image]);
 }
 
-/// Nothing in the request tells the oldest kfp's container without an output from any other; that it binds a pipeline
-/// root which the session has seen does.
+/// The oldest kfp's container without an output is recognised only because it binds a pipeline root that the
+/// session has seen.
 #[test]
-fn a_container_component_without_outputs_of_the_oldest_kfp() {
+fn an_oldest_kfp_component_without_outputs_gets_tokens() {
     let kfp = Kfp::oldest();
     let ran = kfp.pipeline("", &[], "containers", &[]);
     assert_eq!(ran.report()["without_output"], "ran");
@@ -117,7 +118,7 @@ fn failures(kfp: &Kfp, times: usize) {
     assert_eq!(codes, times, "{}", ran.stderr);
 }
 
-/// Without us kfp takes some of these for successes: the container is gone before it waits.
+/// Without kfp-creds, kfp takes some of these failures for successes: the container is gone before kfp waits.
 #[test]
 fn no_exit_code_of_a_fast_failure_is_lost() {
     failures(&Kfp::newest(), 20);
@@ -170,6 +171,6 @@ fn two_components_of_one_pipeline_are_two_identities() {
 }
 
 #[test]
-fn two_identities_with_the_oldest_kfp() {
+fn with_the_oldest_kfp_two_components_are_two_identities() {
     two_identities(&Kfp::oldest());
 }

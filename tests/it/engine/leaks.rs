@@ -1,5 +1,5 @@
-//! No secret in what the program writes and in what the engine keeps and shows, with real containers that get
-//! real answers. `crate::leaks` is the part without an engine.
+//! Neither the program's output nor what the engine keeps and shows contains a secret, with real containers
+//! that get real answers. `crate::leaks` is the part without an engine.
 
 use std::process::Command;
 use std::time::Duration;
@@ -16,7 +16,7 @@ const KEY_ACCOUNT: &str = "loader@sa-project.iam.gserviceaccount.com";
 const PERSON: &str = "somebody@example.com";
 const RUNNER: &str = "runner@sa-project.iam.gserviceaccount.com";
 
-/// Asks for everything, prints status codes and the bodies of refusals, and keeps no token anywhere.
+/// Requests every token, prints status codes and the bodies of refusals, and stores no token.
 const ASK: &str = r#"
     at=http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default
     for path in token "identity?audience=https://$(date +%s%N).example" '?recursive=true'; do
@@ -26,7 +26,7 @@ const ASK: &str = r#"
     done
     rm /tmp/answer"#;
 
-/// What only the user has, in requests that pass, fail and are refused.
+/// Sends the user's own secrets in requests that pass, fail and are refused.
 fn with_secrets_of_the_user(session: &Session) -> Canaries {
     let mut canaries = Canaries::default();
     let auth = "canary-registry-login-of-the-user";
@@ -68,11 +68,11 @@ fn with_secrets_of_the_user(session: &Session) -> Canaries {
     canaries
 }
 
-/// What the container says when Google answers, and when it does not.
+/// The container's output when Google answers, and when it fails.
 fn asked_well_and_in_trouble(session: &Session, google: &FakeGoogle, container: &str) -> String {
     let mut shown = session.ok(&["start", "-a", container]);
     assert_eq!(shown, "200\n200\n200");
-    // Three for each call, of which one is made ahead: nothing is left of the run before.
+    // Three failures for each call, one of which is made ahead, so no failure of the run before is left.
     (0..9).for_each(|_| google.fail(Failure::html_503()));
     let refused = session.ok(&["start", "-a", container]);
     assert!(refused.contains("404\n"), "the failure was not met: {refused}");
@@ -81,7 +81,7 @@ fn asked_well_and_in_trouble(session: &Session, google: &FakeGoogle, container: 
     shown
 }
 
-/// What the engine tells of the container, of our relay, its image and its network.
+/// The engine's output about the container, our relay, its image and its network.
 fn shown_by_the_engine(name: &str, container: &str) -> String {
     let mut shown = String::new();
     for line in [
@@ -106,7 +106,7 @@ fn shown_by_the_engine(name: &str, container: &str) -> String {
     shown
 }
 
-/// What was planted in each text, where nobody hides anything, is found there.
+/// Each text contains its planted value, so it really was searched.
 fn were_searched(places: &[(&str, &String, &String)]) {
     for (place, text, planted) in places {
         let mut canary = Canaries::default();
@@ -120,7 +120,7 @@ fn page_of(session: &Session) -> String {
     String::from_utf8(page.stdout).unwrap()
 }
 
-/// A session with that credential file, used by a container, with everything that was written meanwhile.
+/// A session with this credential file, used by a container; searches all that was written.
 fn session_leaks_nothing(google: &FakeGoogle, file: &str, arguments: &[&str]) {
     let folder = Folder::new("leaks");
     let (config, credential) = files(&folder.0, google, file);
@@ -202,7 +202,7 @@ fn a_session_that_impersonates_leaks_nothing() {
 #[test]
 fn an_offline_session_leaks_nothing() {
     let session = Session::start("", &["--all", "--offline"], &[("KFP_CREDS_LOG", LOUD)]);
-    // The token goes to us through the container's stdout, which is not the program's.
+    // The test gets the token through the container's stdout, which is not the program's output.
     let print = "curl -s -H Metadata-Flavor:Google \
         http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token";
     let answer = session.ok(&["run", "--rm", &task_image(), "sh", "-c", print]);

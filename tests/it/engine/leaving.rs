@@ -1,4 +1,4 @@
-//! What `run` says of programs that outlive its command.
+//! What `run` prints about programs that outlive its command.
 
 use std::process::Output;
 
@@ -12,7 +12,7 @@ fn run(command: &[&str]) -> Output {
 }
 
 #[test]
-fn a_client_that_ended_with_the_command_is_not_one_that_stayed() {
+fn no_notice_is_printed_if_every_client_ended() {
     let image = task_image();
     for command in ["docker run --rm --network none $IMAGE true", "exec docker version"] {
         let out = run(&["sh", "-c", &command.replace("$IMAGE", &image)]);
@@ -23,7 +23,7 @@ fn a_client_that_ended_with_the_command_is_not_one_that_stayed() {
 }
 
 #[test]
-fn a_client_that_outlives_the_command_is_told_of_serve() {
+fn serve_is_advised_if_a_client_outlives_the_command() {
     let out = run(&["sh", "-c", "docker events >/dev/null 2>&1 & sleep 1"]);
     let said = String::from_utf8_lossy(&out.stderr);
     assert_eq!(out.status.code(), Some(0), "{said}");

@@ -1,6 +1,6 @@
-//! Clients of AWS and Azure in containers of a session, unmodified and with nothing but what the session gives them:
-//! moto behind STS and S3 (it checks signatures and session tokens), azurite behind Blob Storage. `libraries::clouds` has
-//! more of them and every fault, on loopback.
+//! Clients of AWS and Azure in containers of a session, unmodified and with only what the session gives them:
+//! moto serves STS and S3 (it checks signatures and session tokens), azurite serves Blob Storage.
+//! `libraries::clouds` has more clients and every fault, on loopback.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ const CLIENTS: [(&str, &str, Finds); 12] = [
     ("adlfs", "api refresh", Finds::Content),
     ("pyarrow-azure", "api refresh", Finds::Content),
     ("obstore-azure", "api refresh", Finds::Content),
-    // Once more, with what others have fetched in between.
+    // Once more, after other clients fetched credentials.
     ("boto3", "api", Finds::Content),
 ];
 
@@ -36,11 +36,11 @@ enum Finds {
     Google,
     Role,
     Content,
-    /// As `Content`, and a refresh gives the token itself.
+    /// As `Content`, but a refresh gives the token itself.
     Token,
 }
 
-/// moto and azurite on the engine's bridge. They end with their stdin.
+/// moto and azurite on the engine's bridge. They end when their stdin ends.
 struct StandIns {
     child: Child,
     said: Value,
@@ -66,8 +66,8 @@ impl StandIns {
         self.said.pointer(path).and_then(Value::as_str).unwrap_or_else(|| panic!("no {path}: {}", self.said))
     }
 
-    /// A session whose own user may assume the role, with all three clouds in its default identity; in that of a
-    /// container with `who=refused` a role that nobody may assume, in that of a neighbour Google alone.
+    /// A session whose user may assume the role, with all three clouds in its default identity; a container
+    /// with `who=refused` has a role that nobody may assume, and one with `who=neighbour` has only Google.
     fn session(&self) -> Session {
         let (role, refused) = (self.text("/role"), self.text("/refused"));
         let token = Folder::new("token");
@@ -78,7 +78,7 @@ impl StandIns {
             "access_token": "of-no-cloud-and-of-the-right-length", "expiration_time": until,
         });
         std::fs::write(&file, answer.to_string()).unwrap();
-        // Not `offline`: that would make AWS's sessions here, too, and moto would know none of them.
+        // Not `offline`, which would make AWS sessions that moto does not know.
         let config = format!(
             "credentials = {{ exec = [\"cat\", {file:?}] }}\nproject = \"own-project\"\n\
              [endpoints]\naws_sts = {:?}\n[guard]\nallow = [{:?}]\n\
@@ -94,19 +94,19 @@ impl StandIns {
         );
         let keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
         let keys = keys.map(|name| (name, self.text(&format!("/keys/{name}"))));
-        // The token's folder is read when a token is made, which is at the start.
+        // The token file is read when the token is made, at the start.
         let session = Session::start(&config, &["--all", "--config", "kfp-creds.toml"], &keys);
         drop(token);
         session
     }
 
-    /// What a client is told about the stand-ins, and its packages and programs, as arguments of `docker run`.
+    /// The settings for the fake clouds, packages and programs of the clients, as arguments of `docker run`.
     fn arguments(&self) -> Vec<String> {
         let authority = self.text("/environment/CA");
         let packages = packages();
         let mut all = vec![
             format!("-v={authority}:{authority}:ro"),
-            // C++ reads this file and no variable.
+            // The C++ client reads this file and no variable.
             format!("-v={authority}:/etc/ssl/certs/ca-certificates.crt:ro"),
             format!("-v={packages}:{packages}:ro"),
             format!("-v={ROOT}/tests/python/clients/programs:/programs:ro"),
@@ -131,7 +131,7 @@ impl Drop for StandIns {
     }
 }
 
-/// Where the packages are, for the image's Python.
+/// The folder of the packages for the image's Python.
 fn packages() -> String {
     let folder = std::env::var("KFP_CREDS_CLIENTS")
         .map_or_else(|_| PathBuf::from(ROOT).join(".work/clients"), PathBuf::from)
@@ -145,7 +145,7 @@ fn packages() -> String {
     python.join("site-packages").display().to_string()
 }
 
-/// Runs the clients in one container of the session, and gives its id and what they said: client and step.
+/// Runs the clients in one container of the session; returns its id and their output: client and step.
 fn run(session: &Session, stand_ins: &StandIns, who: &str, clients: &str) -> (String, Vec<(String, Value)>) {
     let name = unused("clouds");
     let arguments = stand_ins.arguments();
@@ -172,7 +172,7 @@ fn run(session: &Session, stand_ins: &StandIns, who: &str, clients: &str) -> (St
 }
 
 #[test]
-fn clients_of_three_clouds_at_once_in_one_container() {
+fn clients_of_three_clouds_work_in_one_container() {
     let stand_ins = StandIns::start();
     let role = stand_ins.text("/role");
     let session = stand_ins.session();
@@ -192,7 +192,7 @@ fn clients_of_three_clouds_at_once_in_one_container() {
         match (step, finds) {
             ("region", _) => assert_eq!(value, "eu-west-1", "{client}"),
             (_, Finds::Google) => assert_eq!(value, "google.auth.compute_engine.credentials"),
-            // The session is the container's own.
+            // The AWS session belongs to this container.
             ("identity" | "refresh", Finds::Role) => {
                 assert!(value.starts_with(&format!("{assumed}/kfp-")), "{client}: {value}");
                 assert!(value.ends_with(&id[..12]), "{client}: {value} and {id}");
@@ -204,7 +204,7 @@ fn clients_of_three_clouds_at_once_in_one_container() {
 }
 
 #[test]
-fn a_role_that_may_not_be_assumed_is_an_error_in_our_words() {
+fn a_role_that_may_not_be_assumed_gives_our_error_text() {
     let stand_ins = StandIns::start();
     let session = stand_ins.session();
     let began = Instant::now();
@@ -212,17 +212,17 @@ fn a_role_that_may_not_be_assumed_is_an_error_in_our_words() {
         run(&session, &stand_ins, "refused", "boto3 identity\nazure-identity api\ngoogle-auth identity");
     let [(_, boto3), (_, azure), (_, google)] = said.as_slice() else { panic!("{said:?}") };
     let error = boto3["error"].as_str().unwrap_or_else(|| panic!("{boto3}"));
-    // Of IMDS, which is the way to us beside another session, boto says nothing.
+    // If boto has to use IMDS, because another session has the other address, it does not show the reason.
     let silent = error == "NoCredentialsError: Unable to locate credentials";
     let shown = error.contains("\"Code\":\"AccessDenied\"") && error.contains("kfp-forbidden");
     assert!(shown || silent, "{error}");
-    // The other clouds are untouched by it.
+    // The other clouds still work.
     assert_eq!(azure["value"], "written and read", "{azure}");
     assert_eq!(google["value"], "google.auth.compute_engine.credentials");
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 }
 
-/// Status of a request from a container, 000 where there was no answer.
+/// Status of a request from a container; 000 without an answer.
 const STATUS: &str = "curl -s -o /dev/null --noproxy '*' --connect-timeout 3 --max-time 8 -w '%{http_code}'";
 
 #[test]
@@ -240,7 +240,7 @@ fn a_copied_environment_gives_no_credentials() {
         let found = told.lines().find_map(|line| line.strip_prefix(&format!("{name}=")));
         found.unwrap_or_else(|| panic!("no {name}: {told}\n{}", session.said())).to_string()
     };
-    // Podman's relays and a second session have no second address, and IMDS asks for no secret.
+    // Podman's relays and a second session lack the address 169.254.170.2, and IMDS needs no secret.
     let aws = match told.lines().find_map(|line| line.strip_prefix("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI="))
     {
         Some(path) => format!("{STATUS} http://169.254.170.2{path}"),
@@ -259,10 +259,10 @@ fn a_copied_environment_gives_no_credentials() {
         [answer(&aws), answer(&azure)]
     };
     assert_eq!(ask(&owner), ["200", "200"], "{}", session.said());
-    // Its own identity has Google alone.
+    // A neighbour whose identity has only Google.
     let (_neighbour, neighbour) = started(&["--label=who=neighbour"]);
     assert_eq!(ask(&neighbour), ["403", "400"]);
-    // One with the same identity, and a secret of its own.
+    // A container with the same identity and its own secret.
     let (_twin, twin) = started(&[]);
     let [stolen_aws, stolen_azure] = ask(&twin);
     assert!(["403", "200"].contains(&stolen_aws.as_str()), "{stolen_aws}");
@@ -270,11 +270,11 @@ fn a_copied_environment_gives_no_credentials() {
     if aws.contains("/v2/credentials/") {
         assert_eq!(stolen_aws, "403");
     }
-    // Past the session, on the engine's own bridge.
+    // A container that the engine itself starts, on its own bridge.
     let stranger = raw(&["run", "-d", &image, "sleep", "300"]);
     let _stranger = Made("container", stranger.clone());
     assert_eq!(ask(&stranger), ["000", "000"]);
     raw(&["rm", "-f", &owner]);
-    // What the owner's secret was worth ended with it.
+    // The owner's secret became invalid with the owner's end.
     assert_eq!(ask(&twin)[1], "401");
 }

@@ -1,5 +1,5 @@
-//! Docker clients, verb by verb, at the engine and through sessions: `docs/internals/client-matrix.md` is what this
-//! test saw. `tests/python/matrix.py` drives the clients.
+//! Docker clients, verb by verb, at the engine and through sessions: `docs/internals/client-matrix.md` has
+//! the results. `tests/python/matrix.py` runs the clients.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -10,13 +10,13 @@ use serde_json::Value;
 
 use crate::support::session::{Session, engine_socket, nobody, python};
 
-/// Verbs that are not equal, and why that is meant: (verb, note). Everything else has to be equal.
+/// Verbs that differ on purpose, with the reason: (verb, note). Every other verb has to be equal.
 const MEANT: [(&str, &str); 1] = [(
     "wait, after its removal",
     "the engine says 404, a session the exit code: kfp takes a 404 for success, so a session never forgets a code",
 )];
 
-/// What a reader should know of a row that is equal: (client, verb, note).
+/// Notes for readers about rows that are equal: (client, verb, note).
 const NOTES: [(&str, &str, &str); 6] = [
     (
         "docker 28",
@@ -76,7 +76,7 @@ fn clients_see_the_same_through_a_session() {
     compare(&document(&seen));
 }
 
-/// Why a row cannot stand, with the first lines that differ.
+/// What is wrong with a row, with the first lines that differ.
 fn fault(row: &Value) -> Option<String> {
     let (client, verb) = (row["client"].as_str().unwrap(), row["verb"].as_str().unwrap());
     let meant = MEANT.iter().any(|(name, _)| *name == verb);
@@ -128,7 +128,7 @@ fn prefix<'a>(row: &'a Value, column: &str) -> &'a str {
     &row["hashes"][column].as_str().unwrap()[..8]
 }
 
-/// What a document claims, by client and verb. Hashes and versions belong to a machine; verdicts do not.
+/// The claims of a document, by client and verb. Hashes and versions depend on the machine; verdicts do not.
 fn verdicts(document: &str) -> BTreeMap<(String, String), Vec<String>> {
     let (mut client, mut found) = (String::new(), BTreeMap::new());
     for line in document.lines() {
@@ -155,7 +155,7 @@ fn compare(document: &str) {
         let keys: BTreeSet<_> = was.keys().chain(is.keys()).collect();
         let changed: Vec<_> = keys.into_iter().filter(|key| was.get(*key) != is.get(*key)).take(5).collect();
         panic!(
-            "docs/internals/client-matrix.md was not what was seen; it is rewritten now, look: {changed:?} ..."
+            "docs/internals/client-matrix.md differed from the results; it is rewritten now, look: {changed:?} ..."
         );
     }
 }

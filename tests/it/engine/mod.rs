@@ -1,5 +1,5 @@
-//! Against the real engine: every test here starts sessions of the built program and uses them as a person
-//! or an attacker would.
+//! Tests against a real engine: each starts sessions of the built program and uses them as a person or an
+//! attacker would.
 
 mod alone;
 mod attacks;

@@ -1,4 +1,4 @@
-//! What the config and `--mount` put into containers.
+//! Mounts of the config and of `--mount` in containers.
 
 use crate::support::session::{Folder, Kfp, Session, task_image};
 
@@ -43,9 +43,9 @@ fn a_named_volume_keeps_what_a_writable_mount_writes() {
     crate::support::session::raw(&["volume", "rm", &volume]);
 }
 
-/// The oldest kfp takes no arguments for its runner, the newest takes some; both get the mount.
+/// The oldest kfp takes no arguments for its runner, the newest some; the containers of both get the mount.
 #[test]
-fn the_components_of_the_oldest_and_the_newest_kfp_get_it() {
+fn components_of_the_oldest_and_newest_kfp_get_the_mount() {
     let folder = Folder::new("mounted");
     std::fs::write(folder.0.join("data.txt"), "from the host").unwrap();
     for kfp in [Kfp::oldest(), Kfp::newest()] {

@@ -1,4 +1,5 @@
-//! Sessions with a path that stays: `serve --name`, sockets that a service manager opened, the end of stdin, `health`.
+//! Sessions with a stable path: `serve --name`, sockets that a service manager opened, the end of stdin,
+//! `health`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -42,7 +43,7 @@ fn a_session_name_is_a_stable_path_and_unique() {
     assert_eq!(ask(&["health", "--session", &name]), (Some(0), String::new()));
     assert_eq!(ask(&["status", "--session", &name]), ask(&["status", "--session", &first.text("session")]));
 
-    // One that was killed has it no longer, and the path is the same with the next one.
+    // A killed session does not hold the name any more, and the next one has the same path.
     first.signal("-KILL");
     first.child.wait().unwrap();
     assert_eq!(ask(&["health", "--session", &name]).0, Some(69));
@@ -87,7 +88,7 @@ fn a_session_ends_with_the_stdin_that_it_was_given() {
     assert!(!Path::new(&served.text("socket")).exists());
 }
 
-/// As systemd does it: bound before the program starts, and passed on as descriptor 3.
+/// As systemd does it: the socket is bound before the program starts, and passed on as descriptor 3.
 const ACTIVATE: &str = "
 import os, socket, sys
 listener = socket.socket(socket.AF_UNIX)
@@ -117,7 +118,7 @@ fn a_socket_that_is_passed_on_is_served() {
     until("nobody answers there", Duration::from_secs(2), || !answers(&socket));
 }
 
-/// As Google's library asks, in a process and in a container of the same command.
+/// Uses Google's library, in a process and in a container of the same command.
 const WHO: &str = "
 import os, subprocess, sys
 import google.auth, google.auth.transport.requests
@@ -130,7 +131,7 @@ script = 'curl -sf -H Metadata-Flavor:Google http://$GCE_METADATA_HOST' + where
 print(subprocess.run(['docker', 'run', '--rm', sys.argv[1], 'sh', '-c', script], capture_output=True, text=True).stdout)
 ";
 
-/// On a machine with a login, which wins over a metadata server in Google's libraries.
+/// On a machine with a login, which Google's libraries prefer to a metadata server.
 #[test]
 fn processes_of_a_run_have_its_identity_and_not_the_login() {
     let folder = Folder::new("named");
@@ -150,7 +151,7 @@ fn processes_of_a_run_have_its_identity_and_not_the_login() {
         ]);
         command.envs([("GCE_METADATA_HOST", "127.0.0.1:9"), ("GCE_METADATA_IP", "127.0.0.1:9")]);
         command.env("GOOGLE_APPLICATION_CREDENTIALS", &file).env("CLOUDSDK_CONFIG", &login);
-        // Nobody answers a user's login from here.
+        // No upstream answers for the user's login here.
         command.env("HTTPS_PROXY", "http://127.0.0.1:9").output().unwrap()
     };
     let out = run(&["--processes"]);
@@ -161,7 +162,7 @@ fn processes_of_a_run_have_its_identity_and_not_the_login() {
     assert_eq!((lines[0], lines[2]), (own, "offline@kfp-creds.invalid"), "{told}");
     assert!(!Path::new(lines[1]).exists(), "the empty directory stayed: {}", lines[1]);
     assert!(!told.contains("no container was created"), "{told}");
-    // Without the flag, processes have what they always had.
+    // Without the flag, processes have their usual credentials.
     let out = run(&[]);
     assert!(!out.status.success(), "the login was not asked for: {}", String::from_utf8_lossy(&out.stdout));
 }

@@ -1,4 +1,4 @@
-//! Names of networks, which are unique since Engine 25: whoever is there already, a session starts.
+//! Names of networks, which are unique since Engine 25: a session starts whatever names are in use.
 
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -14,7 +14,7 @@ fn works(session: &Session) {
     assert_eq!(token(&session.ok(&["start", "-a", &container.0]))["container"], container.0);
 }
 
-/// As another user of the same engine: neither its sockets nor its lock are the first one's.
+/// A session of another user of the same engine, with its own sockets and lock.
 fn of_another_user(folder: &Folder) -> Session {
     let place = folder.0.display().to_string();
     Session::start("", &["--offline", "--all"], &[("XDG_RUNTIME_DIR", &place)])
@@ -91,7 +91,7 @@ fn two_checks_at_once_pass() {
     }
 }
 
-/// Its name is what a session would take, and its addresses are nobody's.
+/// A foreign network has the name that a session would take, and addresses that no session uses.
 #[test]
 fn a_network_of_the_same_name_and_other_addresses_is_ignored() {
     struct ForeignNetwork;
@@ -101,7 +101,7 @@ fn a_network_of_the_same_name_and_other_addresses_is_ignored() {
         }
     }
     let name = ["network", "create", "--internal", "--subnet", "10.219.41.0/24", "kfp-creds"];
-    // Another test's session may have the name just now; on an old engine both can have it.
+    // Another test's session may have the name now; an old engine allows it twice.
     until("the name is free", Duration::from_secs(60), || {
         docker_at(&engine_socket(), &name).status.success()
     });
@@ -124,7 +124,7 @@ fn the_network_of_a_killed_session_is_taken_over_or_swept() {
     until("its relay ends", Duration::from_secs(5), || {
         raw(&["ps", "-q", "--filter", &format!("name=kfp-creds-relay-{id}")]).is_empty()
     });
-    // With a container on it that goes on, and without.
+    // With a container that keeps running on it, and without one.
     works(&of_another_user(&folder));
     good(&check(&folder).output().unwrap());
     drop(held);

@@ -1,4 +1,5 @@
-//! Docker clients for Node that read streams without `Upgrade: tcp`, through a session and at the engine itself.
+//! Docker clients for Node that read streams without `Upgrade: tcp`, through a session and directly at the
+//! engine.
 
 use std::process::Command;
 
@@ -13,7 +14,7 @@ fn clients() -> String {
         .expect("KFP_CREDS_NODE_CLIENTS is not set: scripts/setup --all writes .work/env, which sets it")
 }
 
-/// What the calls gave, by name. `network` of a container that shall get no identity.
+/// The results of the calls, by name. `network` is for containers that get no identity.
 fn calls(socket: &std::path::Path, network: Option<&str>) -> Value {
     let ran = Command::new("node")
         .arg(format!("{ROOT}/tests/node/docker_clients.mjs"))
@@ -48,7 +49,7 @@ fn dockerode_streams_as_at_the_engine() {
     assert!(testcontainers[0].as_str().unwrap().contains("inside"), "{testcontainers}");
 }
 
-/// What editors call to start a dev container and to run commands in it.
+/// The calls with which editors start a dev container and run commands in it.
 #[test]
 fn a_dev_container_has_the_identity_of_its_session() {
     let (folder, session) = (Folder::new("dev-container"), Session::offline("", &["--all"]));
@@ -80,7 +81,7 @@ fn a_dev_container_has_the_identity_of_its_session() {
     raw(&["rm", "-f", id]);
 }
 
-/// What a job of gitlab-ci-local printed, whether it passed, and the exit code that was reported.
+/// The output of a gitlab-ci-local job, whether it passed, and the reported exit code.
 fn job(socket: &std::path::Path, project: &Folder, name: &str, more: &[&str]) -> Value {
     let program = std::env::var("KFP_CREDS_GITLAB_CI_LOCAL")
         .expect("KFP_CREDS_GITLAB_CI_LOCAL is not set: scripts/setup --all writes .work/env, which sets it");

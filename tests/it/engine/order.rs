@@ -1,5 +1,5 @@
-//! Events that come late, and in another order than they happened: the engine says that a container ended when
-//! its next run, or another container, has long begun.
+//! Events that come late or out of order: the engine reports the end of a container after its next run, or
+//! another container, has begun.
 
 use std::time::Duration;
 
@@ -31,9 +31,9 @@ fn a_die_that_comes_after_the_next_start_ends_nobodys_lease() {
         between.hold_beyond_start("die", &container.0, LATE);
         session.ok(&["restart", "-t", "0", &container.0]);
         let late = || between.place("die", &container.0) > between.place("start", &container.0);
-        // Who follows the events in the order in which they come takes it for dead from here on.
+        // A program that trusts the order of events considers the container dead from here on.
         until("the die comes after the start", Duration::from_secs(10), late);
-        until("its lease is its own", Duration::from_secs(5), || container.asks().1 == 200);
+        until("its lease serves it", Duration::from_secs(5), || container.asks().1 == 200);
         let told = container.exec(&ask());
         assert_eq!(token(&told)["container"], container.0);
     }
@@ -43,7 +43,7 @@ fn a_die_that_comes_after_the_next_start_ends_nobodys_lease() {
 fn a_late_die_event_ends_only_its_own_lease() {
     let folder = Folder::new("between");
     let between = DelayedEngine::start(&folder.0, &engine_socket());
-    // Ten addresses: the eleventh container has to have one that was somebody's.
+    // Ten addresses: the eleventh container has to get a used one.
     let session = session(&between, "[network]\nattach = \"second\"\npool = \"10.219.39.0/28\"\n");
     let mut held: Vec<Container> =
         (0..9).map(|_| Container::of(&session, &[&task_image(), "true"])).collect();
@@ -51,10 +51,10 @@ fn a_late_die_event_ends_only_its_own_lease() {
     let at = address(&session, &first);
     let gone = if is_podman() { "remove" } else { "destroy" };
     for action in ["die", gone] {
-        between.hold(action, &first.0, 2 * LATE); // longer than the next one takes to start
+        between.hold(action, &first.0, 2 * LATE); // longer than the next start takes
     }
     raw(&["rm", "-f", &first.0]);
-    // The engine has given the address up, and we have not heard of it: nobody gets it yet.
+    // The engine has freed the address, but the session does not know yet: no container gets it.
     let refused = session.docker(&["create", &task_image(), "true"]);
     assert!(!refused.status.success(), "an address was leased twice");
     drop(held.remove(0));
@@ -73,7 +73,7 @@ fn a_late_die_event_ends_only_its_own_lease() {
     });
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(token(&second.exec(&ask()))["container"], second.0);
-    // And now its address is to be had.
+    // Now its address is available.
     let third = sleeper(&session);
     assert_eq!(address(&session, &third), at);
 }

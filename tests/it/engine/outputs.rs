@@ -1,4 +1,4 @@
-//! What auto-removed containers leave to a client that asks too late: their exit codes and their output.
+//! Exit codes and output of auto-removed containers, for a client that asks too late.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::session::{Session, engine_socket, nobody, python, raw, task_image};
 
-/// An internal network of the test's own: a container without identity could otherwise reach out.
+/// An internal network of this test, since a container without identity could otherwise reach the network.
 struct Network(String);
 
 impl Network {
@@ -24,7 +24,7 @@ impl Drop for Network {
     }
 }
 
-/// `tests/python/auto_removed.py`: how logs and codes came out.
+/// Runs `tests/python/auto_removed.py`: counts of logs and codes.
 fn auto_removed(socket: &Path, network: &Network, count: u32) -> Value {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/auto_removed.py");
     let ran = Command::new(python())
@@ -37,7 +37,7 @@ fn auto_removed(socket: &Path, network: &Network, count: u32) -> Value {
     serde_json::from_slice(&ran.stdout).unwrap_or_else(|_| panic!("{ran:?}"))
 }
 
-/// `KFP_CREDS_TEST_DIRECT=1` counts at the engine alone too, to show what is repaired.
+/// With `KFP_CREDS_TEST_DIRECT=1` it counts at the engine alone too, to show what the proxy repairs.
 #[test]
 fn neither_codes_nor_logs_of_auto_removed_tasks_are_lost() {
     let network = Network::new("logs");
@@ -50,9 +50,9 @@ fn neither_codes_nor_logs_of_auto_removed_tasks_are_lost() {
     assert_eq!(seen["logs"], json!({"whole": 100}), "{seen}");
 }
 
-/// `run --rm` fifty times with each command line: 0 codes and 0 lines lost.
+/// `run --rm` fifty times with each command line: no code and no line is lost.
 #[test]
-fn both_command_lines_tell_every_exit_code() {
+fn both_command_lines_report_every_exit_code() {
     let (network, session) = (Network::new("cli"), Session::offline("", &["--all"]));
     for variable in ["KFP_CREDS_DOCKER_CLI_28", "KFP_CREDS_DOCKER_CLI_20"] {
         let program = std::env::var(variable)
@@ -84,7 +84,7 @@ fn both_command_lines_tell_every_exit_code() {
     }
 }
 
-/// The later code counts, by whatever name a client waits.
+/// The later exit code is the result, by whatever name a client waits.
 #[test]
 fn a_restart_is_another_run_with_a_code_of_its_own() {
     let (network, session) = (Network::new("again"), Session::offline("", &["--all"]));
@@ -106,7 +106,7 @@ fn a_restart_is_another_run_with_a_code_of_its_own() {
     }
 }
 
-/// A container that the engine itself starts again has the code of its last run, also after its removal.
+/// A container that the engine restarts has the code of its last run, also after its removal.
 #[test]
 fn a_restart_by_policy_is_another_run_as_well() {
     let (network, session) = (Network::new("policy"), Session::offline("", &["--all"]));

@@ -1,4 +1,4 @@
-//! The page of `serve` in a real browser: what it shows, to whom, and what it never loads.
+//! The page of `serve` in a real browser: what it shows to whom, and what it never loads.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +12,7 @@ const DOWN: &str = "\u{e015}";
 const TAB: &str = "\u{e004}";
 const SPACE: &str = " ";
 
-/// Contrast of every text with what is behind it (WCAG 2.2, 1.4.3); what is under 4.5.
+/// Contrast of every text with its background (WCAG 2.2, 1.4.3); lists those under 4.5.
 const PALE: &str = "
 const light = (color) => {
   const [r, g, b] = color.match(/[\\d.]+/g).map(Number).map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
@@ -31,7 +31,7 @@ while (walker.nextNode()) {
 }
 return pale;";
 
-/// The arguments of a create request as kfp makes it for a task of the pipeline `city-sales`.
+/// The arguments of kfp's create request for a task of the pipeline `city-sales`.
 fn task(root: &Path, name: &str) -> (String, String) {
     let output =
         format!("{}/city-sales-2026-11-23-06-04-22-567757/{name}/executor_output.json", root.display());
@@ -39,7 +39,7 @@ fn task(root: &Path, name: &str) -> (String, String) {
     (format!("{0}:{0}:rw", root.display()), input)
 }
 
-/// Makes something of everything happen in the session. Returns the task that still runs.
+/// Produces every kind of event in the session. Returns the task that still runs.
 fn eventful(session: &Session, folder: &Folder) -> Container {
     let (image, script) = (task_image(), ask());
     let start = |name: &str, script: &str, flags: &[&str]| {
@@ -49,10 +49,10 @@ fn eventful(session: &Session, folder: &Folder) -> Container {
             flags,
             &[&image, "sh", "-c", script, "sh", "--executor_input", &input],
         ];
-        // What the guard refuses is no container.
+        // The guard may refuse the create, so the output is not checked.
         docker_at(&session.socket, &made.concat())
     };
-    // The last argument of `ask` is where it asks, so it is not given kfp's.
+    // `ask` takes the server from its first argument, and kfp's arguments must not be used for that.
     let asks = format!("set --; {script}");
     start("extract", &format!("{asks}; sleep 1"), &["--rm"]);
     start("transform", &format!("{asks}; sleep 1; exit 3"), &["--rm"]);
@@ -86,14 +86,15 @@ fn the_page_shows_the_session_to_everybody_and_loads_nothing() {
     is_light_and_dark(&browser);
     fits_a_phone(&browser);
     loads_nothing(&browser);
-    // On a network with a running container no later session can remove it.
+    // If the container kept running, no later session could remove its network.
     drop(running);
-    // The end of the session is seen.
+    // The page shows the end of the session.
     session.end();
     until("it says so", Duration::from_secs(20), || text(&browser, "pulse") == "the session does not answer");
 }
 
-/// Tasks as bars, tokens as marks, each in words too; who holds what; what was refused, and what to do about it.
+/// Tasks as bars, tokens as marks, each in words too; who has which token; what was refused, and what to do
+/// about it.
 fn tells_what_happened(browser: &Browser) {
     let labels = browser.run("return [...document.querySelectorAll('.run')].map((row) => row.ariaLabel)");
     let labels: Vec<&str> = labels.as_array().unwrap().iter().map(|label| label.as_str().unwrap()).collect();
@@ -144,7 +145,7 @@ fn is_for_the_keyboard_and_a_reader(browser: &Browser) {
     );
     browser.press(DOWN);
     assert!(text(browser, "detail").contains("exit code 3"));
-    // What has not changed stays the same node, so nobody loses the place.
+    // Unchanged rows keep their nodes, so the reader's position stays.
     std::thread::sleep(Duration::from_millis(2500));
     assert!(text(browser, "detail").contains("exit code 3") && focused() == "runs");
     browser.run("document.getElementById('pause').focus()");
@@ -154,7 +155,7 @@ fn is_for_the_keyboard_and_a_reader(browser: &Browser) {
     until("it goes on", Duration::from_secs(5), || text(browser, "pulse") == "live");
 }
 
-/// The pictures are for whoever reviews a change of the page.
+/// The pictures are for reviewers of a change.
 fn is_light_and_dark(browser: &Browser) {
     let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join(".work/page");
     std::fs::create_dir_all(&pictures).unwrap();
@@ -168,7 +169,7 @@ fn is_light_and_dark(browser: &Browser) {
     assert_eq!(fits, true, "only tables scroll sideways");
 }
 
-/// What is not in the view of a narrow page, or is smaller than 12 px.
+/// Elements outside of a narrow page's view, or with text smaller than 12 px.
 const OUT_OF_SIGHT: &str = "
 const wide = document.documentElement.clientWidth, wrong = [];
 const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -186,7 +187,7 @@ for (const one of [document.documentElement, ...document.querySelectorAll('.scro
 }
 return wrong;";
 
-/// At 360 px everything is in view, each cell under its column's name, and still a table to a screen reader.
+/// At 360 px everything is in view, each cell has its column's name, and a screen reader still sees a table.
 fn fits_a_phone(browser: &Browser) {
     let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join(".work/page");
     let shown = "return getComputedStyle(document.querySelector('#leases td'), '::before').content";
@@ -204,7 +205,7 @@ fn fits_a_phone(browser: &Browser) {
         "return [...document.querySelectorAll('#leases tr:has(td) > *')].map((cell) => cell.dataset.column)",
     );
     let wanted = ["Task", "Identity", "State", "Address", "Since", "Tokens"];
-    assert_eq!(columns, serde_json::json!(wanted), "of the one task that runs");
+    assert_eq!(columns, serde_json::json!(wanted), "the row of the one task that runs");
     for (selector, role) in [
         ("#leases", "table"),
         ("#leases tr:has(td)", "row"),
@@ -218,7 +219,7 @@ fn fits_a_phone(browser: &Browser) {
     browser.narrow(None);
 }
 
-/// Nothing from elsewhere, no script but its own, and no markup made from text.
+/// Nothing is loaded from elsewhere, no other script runs, and no text becomes markup.
 fn loads_nothing(browser: &Browser) {
     assert_eq!(browser.complaints(), Vec::<String>::new());
     let loaded = browser.run(

@@ -1,5 +1,5 @@
-//! What Podman alone understands. Each is first shown to work at the bare engine, where that is Podman, and then
-//! refused by the proxy; Docker does not know these ways, and nothing comes of them there either.
+//! Requests that only Podman understands. Each first works at the bare engine, if that is Podman, and the
+//! proxy then refuses it; Docker does not know them, and they have no effect there either.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::support::proxy_fixture;
 use crate::support::raw::{ask, token};
 use crate::support::session::{Folder, Session, docker_at, engine_socket, is_podman, raw, task_image};
 
-/// Whose identity a container got, by what it printed; `None` where it did not run or got none.
+/// The identity that a container got, from its output; `None` if it did not run or got none.
 fn identity_of(name: &str) -> Option<String> {
     let _ = docker_at(&engine_socket(), &["start", name]);
     let _ = docker_at(&engine_socket(), &["wait", name]);
@@ -21,12 +21,12 @@ fn identity_of(name: &str) -> Option<String> {
     told.contains("access_token").then(|| token(&told)["container"].as_str().unwrap().to_string())
 }
 
-/// What asks the victim's relay for a token, and ends.
+/// A command that requests a token from the victim's relay, and ends.
 fn asks(victim: &str) -> Value {
     json!(["sh", "-c", ask(), "sh", relay_of(victim)])
 }
 
-/// Podman's own API makes, joins and starts containers in words that nobody judges.
+/// Podman's own API creates, joins and starts containers with fields that the proxy does not judge.
 #[test]
 fn podmans_own_api_is_closed_in_every_spelling() {
     let session = Session::offline("", &["--all"]);
@@ -43,7 +43,11 @@ fn podmans_own_api_is_closed_in_every_spelling() {
         proxy_fixture::call(&engine_socket(), &format!("POST /v5.0.0{path}"), &body.to_string());
     if is_podman() {
         assert_eq!(status, 201, "{answer}");
-        assert_eq!(identity_of(&made.1), Some(victim.clone()), "without us it is the victim");
+        assert_eq!(
+            identity_of(&made.1),
+            Some(victim.clone()),
+            "without kfp-creds it has the victim's identity"
+        );
         raw(&["rm", "-f", &made.1]);
     } else {
         assert!(status >= 400, "{status} {answer}");
@@ -68,7 +72,7 @@ fn podmans_own_api_is_closed_in_every_spelling() {
         let (status, answer) =
             proxy_fixture::call(&session.socket, &format!("POST {spelling}"), &body.to_string());
         assert!(status == 403 || status == 400, "{spelling}: {status} {answer}");
-        assert!(answer.contains("kfp-creds: "), "it is we who refuse {spelling}: {answer}");
+        assert!(answer.contains("kfp-creds: "), "the proxy must refuse {spelling}: {answer}");
         assert_eq!(inspect(&made.1), Value::Null, "{spelling}");
     }
     for (method, rest) in [("GET", "_ping"), ("GET", "info"), ("DELETE", "networks/kfp-creds?force=true")] {
@@ -76,14 +80,15 @@ fn podmans_own_api_is_closed_in_every_spelling() {
             proxy_fixture::call(&session.socket, &format!("{method} /v5.0.0/libpod/{rest}"), "");
         assert_eq!(status, 403, "{rest} {answer}");
     }
-    // A container that is called so is none of it.
+    // A container with this name is not part of that API.
     let (status, _) = proxy_fixture::call(&session.socket, "GET /containers/libpod/json", "");
     assert_eq!(status, 404);
 }
 
-/// One text can hold several fields there: a path of a namespace, addresses, more networks, another mount.
+/// For Podman, one text field can hold several values: the path of a namespace, addresses, more networks,
+/// another mount.
 #[test]
-fn no_text_of_a_create_is_read_as_more_than_it_is_judged_as() {
+fn no_text_field_of_a_create_smuggles_in_other_fields() {
     let session = Session::offline("", &["--all"]);
     let (_made, victim) = sleeper(&session);
     let found = inspect(&victim);
@@ -93,7 +98,11 @@ fn no_text_of_a_create_is_read_as_more_than_it_is_judged_as() {
     if is_podman() {
         let made = Made("container", unused("path"));
         assert_eq!(create(&engine_socket(), &made.1, &joins).0, 201);
-        assert_eq!(identity_of(&made.1), Some(victim.clone()), "without us it is the victim");
+        assert_eq!(
+            identity_of(&made.1),
+            Some(victim.clone()),
+            "without kfp-creds it has the victim's identity"
+        );
     }
     let secret = Folder::new("secret");
     std::fs::write(secret.0.join("text"), "what is in there").unwrap();
@@ -108,7 +117,7 @@ fn no_text_of_a_create_is_read_as_more_than_it_is_judged_as() {
         (joins, "made"),
         (asking(json!({"PidMode": format!("ns:/proc/{}/ns/pid", found["State"]["Pid"])})), "made"),
         (asking(json!({"NetworkMode": format!("{},{network}", other.1)})), "made"),
-        // The engine gives an address that runs to nobody else; of one that has ended it does.
+        // Podman refuses the address of a running container, but not that of an ended one.
         (asking(json!({"NetworkMode": format!("{network}:ip={at}")})), "made"),
         (json!({"Volumes": {format!("{place}:/stolen"): {}}}), "mounted"),
         (
@@ -123,8 +132,8 @@ fn no_text_of_a_create_is_read_as_more_than_it_is_judged_as() {
         if is_podman() {
             let made = Made("container", unused("bare"));
             let (status, answer) = create(&engine_socket(), &made.1, &body);
-            assert_eq!(status, 201, "without us: {body} {answer}");
-            assert!(without_us != "mounted" || reads(&made.1), "without us: {body}");
+            assert_eq!(status, 201, "without kfp-creds: {body} {answer}");
+            assert!(without_us != "mounted" || reads(&made.1), "without kfp-creds: {body}");
         }
         let made = Made("container", unused("second"));
         let (status, answer) = create(&session.socket, &made.1, &body);
@@ -132,16 +141,16 @@ fn no_text_of_a_create_is_read_as_more_than_it_is_judged_as() {
             assert_eq!(status, 400, "{body} {answer}");
             assert_eq!(inspect(&made.1), Value::Null, "{body}");
         } else {
-            // Docker takes it for the name of something that is not there.
+            // Docker takes it for the name of an object that does not exist.
             assert_ne!(identity_of(&made.1), Some(victim.clone()), "{body}");
             assert!(!reads(&made.1), "{body}");
         }
     }
 }
 
-/// Podman takes keys of a query in any case, and more forms of a version.
+/// Podman accepts keys of a query in any case, and more forms of a version.
 #[test]
-fn no_spelling_of_a_query_or_a_version_gets_past_the_judgement() {
+fn no_spelling_of_a_query_or_version_evades_the_judgement() {
     let session = Session::offline("", &["--all"]);
     let body = |name: &str| json!({"Image": task_image(), "Cmd": ["true"], "Labels": {"kct-test": name}});
     let post = |socket: &Path, path: &str, body: &Value| {
@@ -152,7 +161,7 @@ fn no_spelling_of_a_query_or_a_version_gets_past_the_judgement() {
     let path = |name: &str| format!("/{version}/containers/create?NAME={name}");
     let (status, answer) = post(&engine_socket(), &path(&bare.1), &body("bare"));
     assert_eq!(status, 201, "{answer}");
-    // Podman gives it the name, Docker one of its own choice.
+    // Podman gives it the name, Docker chooses one itself.
     assert_eq!(inspect(&bare.1) != Value::Null, is_podman());
     let all = raw(&["ps", "-aq", "--filter", "label=kct-test=bare"]);
     all.lines().for_each(|id| drop(raw(&["rm", "-f", id])));
@@ -176,21 +185,21 @@ fn no_spelling_of_a_query_or_a_version_gets_past_the_judgement() {
     }
 }
 
-/// Our network takes nothing of the host's: no address and no route, and name look-ups stay as they were.
+/// Our network overlaps with no route of the host, and name look-ups stay as they were.
 #[test]
 fn the_network_has_no_address_of_the_hosts_and_no_name_server() {
     let session = Session::offline("", &["--all"]);
     let other = Made("network", unused("other"));
     raw(&["network", "create", "--internal", &other.1]);
     let resolver = ["run", "--rm", "--network", &other.1, &task_image(), "cat", "/etc/resolv.conf"];
-    assert_eq!(session.ok(&resolver), raw(&resolver), "as without us");
+    assert_eq!(session.ok(&resolver), raw(&resolver), "as without kfp-creds");
     let (network, _, _) = ours(&session);
     let found: Value = serde_json::from_str(&raw(&["network", "inspect", &network])).unwrap();
     assert_eq!(found[0]["Internal"], true, "{found}");
     let subnet = found[0]["IPAM"]["Config"][0]["Subnet"].as_str().unwrap();
     let (first, prefix) = subnet.split_once('/').unwrap();
     let (first, bits) = (first.parse::<Ipv4Addr>().unwrap(), 32 - prefix.parse::<u32>().unwrap());
-    // This process is in the engine's network namespace: its routes show here.
+    // This process is in the engine's network namespace and sees its routes.
     let routes = std::fs::read_to_string("/proc/net/route").unwrap();
     for route in routes.lines().skip(1) {
         let to = u32::from_str_radix(route.split_whitespace().nth(1).unwrap(), 16).unwrap().to_be();
@@ -198,19 +207,20 @@ fn the_network_has_no_address_of_the_hosts_and_no_name_server() {
     }
 }
 
-/// What Podman's events say otherwise: `remove` for `destroy`, and the container where Docker has the network.
+/// Podman's events differ: `remove` for `destroy`, and a network's event names the container in place of the
+/// network.
 #[test]
 fn a_disconnected_or_removed_container_loses_its_lease() {
     let session = Session::offline("[network]\npool = \"10.219.40.0/28\"\n", &["--all"]);
     let (network, _, _) = ours(&session);
     let (made, id) = sleeper(&session);
-    // One that was not seen running has nothing to lose.
+    // A container that was not seen running has no lease to lose.
     let told = raw(&["exec", &id, "sh", "-c", &ask()]);
     assert_eq!(token(&told)["container"], id);
     raw(&["network", "disconnect", &network, &id]);
     session.wait_for(&format!("ended         {}", made.1), Duration::from_secs(5));
     drop(made);
-    // Ten addresses: nobody after the tenth would get one if none came back.
+    // There are ten addresses: the eleventh container would get none if they were not freed.
     for _ in 0..12 {
         session.ok(&["run", "--rm", &task_image(), "true"]);
     }

@@ -1,5 +1,5 @@
-//! The proxy against the real engine. The engine's socket is `DOCKER_HOST`, else `/var/run/docker.sock`;
-//! without one these tests fail, unless `KFP_CREDS_TEST_NO_DOCKER=1` says that this is meant.
+//! The proxy with a real engine. The engine's socket is `DOCKER_HOST`, else `/var/run/docker.sock`; without
+//! an engine these tests fail, unless `KFP_CREDS_TEST_NO_DOCKER=1` allows it.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ fn engine() -> Option<PathBuf> {
         .clone()
 }
 
-/// An image of one static binary, made on the spot.
+/// Loads an image with one static binary, made here.
 fn load_image(socket: &Path) {
     if docker(socket, &["image", "inspect", IMAGE]).status.success() {
         return;
@@ -87,7 +87,7 @@ fn fed(socket: &Path, arguments: &[&str], input: &[u8]) -> Output {
     output
 }
 
-/// A container name of our own, removed at the end of the test.
+/// A container name of this test, removed at its end.
 struct Container(PathBuf, String);
 
 impl Container {
@@ -123,7 +123,7 @@ fn the_command_line_does_the_same_through_the_proxy() {
     };
     let plain = both(&[IMAGE, "sh", "-c", "echo out; echo err >&2; exit 7"], b"");
     assert_eq!(plain, (Some(7), "out\n".into(), "err\n".into()));
-    // 20 MB in, and the end of stdin while output is still to come.
+    // 20 MB of stdin, which ends while output is still to come.
     let (code, sum, _) = both(&["-i", IMAGE, "sh", "-c", "sha1sum; echo after"], &big);
     assert!(code == Some(0) && sum.ends_with("  -\nafter\n"), "{sum}");
     // 20 MB out.
@@ -173,7 +173,7 @@ fn an_attached_container_ends_with_its_stdin() {
         let (socket, name) = (socket.clone(), name.to_string());
         move || fed(&socket, &["start", "-ai", &name], &[])
     });
-    // `start -ai` with nothing on stdin: the end of it ends the loop.
+    // `start -ai` has an empty stdin, whose end ends the loop.
     assert_eq!(text(&attached.join().unwrap()), (Some(4), "ready\n".into(), String::new()));
 }
 
@@ -244,7 +244,7 @@ fn create(socket: &Path, query: &str, mut body: Value) -> (u16, Value) {
     (status, serde_json::from_str(&body).unwrap_or_default())
 }
 
-/// A network that leads nowhere, so that nothing from these containers can leave.
+/// A network without a way out, so that these containers reach nothing.
 fn internal_network(engine: &Path, suffix: &str) -> Network {
     let name = format!("kfpct-net-{}-{suffix}", std::process::id());
     assert!(docker(engine, &["network", "create", "--internal", &name]).status.success());
@@ -291,7 +291,7 @@ fn the_created_container_is_the_judged_one() {
             .unwrap()
             .contains(&json!("metadata.google.internal:169.254.169.254"))
     );
-    // It has an identity now: its namespaces and privileged execs are closed.
+    // It has an identity now, so its namespaces and privileged execs are closed.
     let id = made["Id"].as_str().unwrap();
     for mode in
         [format!("container:{id}"), format!("container:{}", &id[..12]), format!("container:{}", container.1)]
@@ -345,7 +345,8 @@ fn a_chunked_create_is_judged_and_failure_leaves_nothing() {
     assert_eq!(call(&engine, &format!("GET /containers/{}/json", second.1), "").0, 404);
 }
 
-/// What docker-py does for kfp: create, start, logs to their end, wait. The exit code, or the wait's status.
+/// The calls of docker-py for kfp: create, start, logs to their end, wait. Returns the exit code, or the
+/// status of the wait.
 fn as_kfp_does(socket: &Path, code: u8) -> Result<i64, u16> {
     let body = json!({"Cmd": ["sh", "-c", format!("exit {code}")], "HostConfig": {"AutoRemove": true, "NetworkMode": "none"}});
     let (status, answer) = create(socket, "", body);
@@ -379,8 +380,8 @@ fn lost(socket: &Path, count: u32) -> Vec<Result<i64, u16>> {
     })
 }
 
-/// `KFP_CREDS_TEST_CONTAINERS` sets the number; with `KFP_CREDS_TEST_DIRECT=1` the engine alone is counted
-/// too, to show what is repaired.
+/// `KFP_CREDS_TEST_CONTAINERS` sets the number; with `KFP_CREDS_TEST_DIRECT=1` it counts at the engine alone
+/// too, to show what the proxy repairs.
 #[test]
 fn no_exit_code_of_a_fast_container_is_lost() {
     let Some(engine) = engine() else { return };

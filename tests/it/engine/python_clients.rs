@@ -1,4 +1,4 @@
-//! Docker clients for Python with conventions of their own, through a session and at the engine itself.
+//! Docker clients for Python with conventions of their own, through a session and directly at the engine.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::session::{Folder, Session, engine_socket, nobody, task_image};
 
-/// What the clients gave, by name. `network` of containers that shall get no identity.
+/// The results of the clients, by name. `network` is for containers that get no identity.
 fn calls(socket: &std::path::Path, network: Option<&str>) -> Value {
     let python = std::env::var("KFP_CREDS_TEST_DOCKER_CLIENTS").expect(
         "KFP_CREDS_TEST_DOCKER_CLIENTS is not set: scripts/setup --all writes .work/env, which sets it",
@@ -37,8 +37,8 @@ fn testcontainers_and_python_on_whales_run_as_at_the_engine() {
     assert_eq!(said.lines().filter(|line| line.contains(" as default  at ")).count(), 5, "{said}");
 }
 
-/// What tasks of Airflow's `DockerOperator` return and log, and how they fail. `network` of containers that shall get no
-/// identity.
+/// What tasks of Airflow's `DockerOperator` return and log, and how they fail. `network` is for containers
+/// that get no identity.
 fn tasks(python: &str, socket: &std::path::Path, network: Option<&str>) -> Value {
     let home = Folder::new("airflow");
     let ran = Command::new(python)

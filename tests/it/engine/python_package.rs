@@ -9,7 +9,8 @@ use crate::support::session::{Folder, PROGRAM, nobody, program, task_image};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The Python that `scripts/setup --all` makes for notebooks, with the package in reach and the program on its path.
+/// The Python that `scripts/setup --all` makes for notebooks, with the package importable and the program on
+/// its path.
 pub(super) fn notebooks(folder: &Folder) -> Command {
     let fallback = Path::new(ROOT).join(".work/venv-notebooks/bin");
     let bin = std::env::var("KFP_CREDS_TEST_NOTEBOOKS").unwrap_or_else(|_| fallback.display().to_string());
@@ -78,7 +79,7 @@ fn a_notebook_has_credentials_from_the_next_cell_on() {
     assert_eq!(shown(4, "stdout"), "offline@kfp-creds.invalid\n", "{gave:#}");
     assert!(shown(5, "stderr").contains("stop it first"), "{gave:#}");
     assert!(shown(2, "html").contains("no container has an identity now"), "{gave:#}");
-    // Its containers are listed until the engine has removed them, which may be before this cell.
+    // The page may list the containers or not: the engine may have removed them before this cell.
     assert!(shown(6, "html").contains("offline@kfp-creds.invalid, project offline-project"), "{gave:#}");
     assert_eq!(shown(7, "stdout"), "True\n");
     assert_eq!(shown(9, "stdout"), format!("{}\n", host.to_string_lossy()));
@@ -86,7 +87,7 @@ fn a_notebook_has_credentials_from_the_next_cell_on() {
     assert_ne!(shown(10, "error"), "", "a cell that failed ends `Run All`: {gave:#}");
 }
 
-/// One session for two tests; variables only while a test that asks for it runs.
+/// One session serves two tests; the variables exist only while a test that requests them runs.
 const TESTS: &str = r#"
 import os, subprocess
 

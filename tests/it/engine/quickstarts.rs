@@ -1,5 +1,5 @@
-//! What a newcomer copies from README and the page of the Python package, run as it is written there. Only the login is
-//! another one: their own config says `credentials = "offline"`.
+//! The commands that a newcomer copies from README and the page of the Python package, run as they are
+//! written there. Only the login differs: the user's own config says `credentials = "offline"`.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::support::session::Folder;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The pipeline of whoever reads the documents.
+/// The reader's pipeline.
 const PIPELINE: &str = "
 import lightweight
 from kfp import local
@@ -38,7 +38,7 @@ fn folder() -> Folder {
     folder
 }
 
-/// The programs and variables of that person.
+/// A command with the newcomer's programs and variables.
 fn person(folder: &Folder, name: &str) -> Command {
     let python = notebooks(folder);
     let mut command = Command::new(name);
@@ -57,7 +57,7 @@ fn succeeds(what: &str, mut command: Command) -> Output {
     out
 }
 
-/// The commands of a section, without what is said of them.
+/// The commands of a section, without their comments.
 fn commands(text: &str, section: &str) -> Vec<String> {
     let (_, rest) = text.split_once(&format!("\n## {section}\n")).unwrap();
     let lines = rest.split("\n## ").next().unwrap().lines();
@@ -86,7 +86,7 @@ fn the_commands_of_readme_do_what_they_say() {
                     "{said}"
                 );
             }
-            // They serve until they are stopped. The port of the document may be taken.
+            // This command serves until it is stopped. The document's port may be in use.
             serve => {
                 let began = Instant::now();
                 shell.args(["-c", &format!("exec {}", serve.replace(":8174", ":0"))]);
@@ -107,7 +107,7 @@ fn the_commands_of_readme_do_what_they_say() {
     assert_eq!(seen.len(), 4, "{seen:?}");
 }
 
-/// The Python of the page.
+/// The Python blocks of the page.
 fn blocks() -> Vec<String> {
     let text = read("docs/guide/python.md");
     let blocks = text.split("```python\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());

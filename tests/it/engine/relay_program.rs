@@ -1,5 +1,5 @@
-//! The relay as a program of its own, as `scripts/relay` builds it: from a folder, and in an image that came to
-//! the engine by a registry.
+//! The separate relay program, as `scripts/relay` builds it: from a folder, and in an image that the engine
+//! pulled from a registry.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,7 +12,8 @@ use serde_json::json;
 use crate::support::raw::{Container, ask, token};
 use crate::support::session::{Folder, Session, is_podman, program, raw, task_image};
 
-/// The folder with the relay for this machine; `scripts/setup --all` has built it, and here it is looked at again.
+/// The folder with the relay for this machine; `scripts/setup --all` has built it, and `scripts/relay` checks
+/// that it is current.
 fn relays() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let out = Command::new(root.join("scripts/relay")).output().unwrap();
@@ -57,7 +58,7 @@ fn the_relay_needs_an_image_of_3_mb_and_3_mib_of_memory() {
     serves(&cells);
     drop(cells);
 
-    // The probe is part of it, too.
+    // The probe of `check` uses it, too.
     let folder = Folder::new("relay");
     let mut check = program(&folder.0);
     let out = check.envs(environment).args(["check", "--offline"]).output().unwrap();
@@ -71,7 +72,7 @@ struct Registry {
     reference: String,
 }
 
-/// Serves `archive`, which is what `docker load` takes, as an OCI image.
+/// Serves `archive`, which is made for `docker load`, as an OCI image.
 fn registry(archive: &Path) -> Registry {
     let mut files = BTreeMap::new();
     for entry in tar::Archive::new(std::fs::File::open(archive).unwrap()).entries().unwrap() {
@@ -107,7 +108,7 @@ fn registry(archive: &Path) -> Registry {
         for stream in listener.incoming().map_while(Result::ok) {
             let mut line = String::new();
             let mut reader = BufReader::new(&stream);
-            // The engine tries TLS first, which is no text.
+            // The engine tries TLS first, which is not text.
             if reader.read_line(&mut line).is_err() {
                 continue;
             }
@@ -154,7 +155,7 @@ fn an_engine_with_the_relay_image_is_not_loaded_again() {
     written(&again);
     assert!(std::fs::read(&archive).unwrap() == std::fs::read(&again).unwrap(), "not the same image again");
     let reference = if is_podman() {
-        // It knows the digest of what was loaded; its registries would have to be allowed without TLS.
+        // Podman knows the digest of a loaded image; a registry without TLS would have to be allowed first.
         raw(&["load", "-i", &archive.display().to_string()]);
         let known =
             raw(&["image", "inspect", "-f", "{{index .RepoDigests 0}}", &format!("localhost/{name}")]);
@@ -181,7 +182,7 @@ fn an_engine_with_the_relay_image_is_not_loaded_again() {
     };
     let said = start(&[("KFP_CREDS_RELAY_FOLDER", &relays)]);
     assert!(!said.contains("loading the relay image") && !said.contains("not the relay"), "{said}");
-    // Another build's relay still serves, and it is said.
+    // A relay of another build still serves, and the session reports it.
     let other = folder.0.join("other");
     std::fs::create_dir(&other).unwrap();
     for entry in std::fs::read_dir(&relays).unwrap() {

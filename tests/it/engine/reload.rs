@@ -1,4 +1,4 @@
-//! The config file changes while a session runs: what counts at once, what waits, what never counts.
+//! The config file changes while a session runs: what applies at once, what waits, and what never applies.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ fn other(name: &str) -> String {
     format!("default = \"{name}\"\nall = true\n[identity.{name}]\n")
 }
 
-/// Writes the session's config anew, past the time stamps of a coarse clock.
+/// Rewrites the session's config.
 fn rewrite(session: &Session, text: &str) {
     std::fs::write(session.folder.0.join("kfp-creds.toml"), text).unwrap();
 }
@@ -22,7 +22,7 @@ fn started(session: &Session) -> String {
     session.ok(&["run", "-d", "--rm", &task_image(), "sleep", "120"])
 }
 
-/// `identity` by container id.
+/// The identity of a container, from `status`.
 fn identity(session: &Session, container: &str) -> String {
     let name = session.socket.file_stem().unwrap().to_string_lossy().into_owned();
     let out = program(&session.folder.0).args(["status", "--json", "--session", &name]).output().unwrap();
@@ -35,7 +35,7 @@ fn identity(session: &Session, container: &str) -> String {
 }
 
 #[test]
-fn new_rules_count_for_new_containers_and_broken_ones_do_not() {
+fn new_rules_apply_to_new_containers_and_broken_ones_do_not() {
     let session = Session::offline(&other("first"), &["--config", "kfp-creds.toml"]);
     let before = started(&session);
     rewrite(&session, &format!("{}[[rule]]\nimage = \"*\"\nidentity = \"second\"\n", other("second")));
@@ -73,7 +73,7 @@ fn new_rules_count_for_new_containers_and_broken_ones_do_not() {
 }
 
 #[test]
-fn a_projects_file_counts_once_its_content_is_trusted() {
+fn a_projects_file_applies_once_its_content_is_trusted() {
     let session = Session::offline(&other("first"), &[]);
     rewrite(&session, &other("second"));
     session.wait_for("the session reads it again once you trust it", SOON);
@@ -93,7 +93,7 @@ fn a_projects_file_counts_once_its_content_is_trusted() {
 fn a_file_that_a_container_could_write_is_not_read_again() {
     let session = Session::offline(&other("first"), &["--config", "kfp-creds.toml"]);
     let folder = session.folder.0.display().to_string();
-    // Gone by the time the file changes; it wrote the file itself.
+    // The container that wrote the file is gone when the session notices the change.
     let script = "echo 'default = \"admin\"\nall = true\n[identity.admin]' >/x/kfp-creds.toml";
     session.ok(&["run", "--rm", "-v", &format!("{folder}:/x"), &task_image(), "sh", "-c", script]);
     let line = session.wait_for("is not read again: a container can write", SOON);
@@ -104,7 +104,7 @@ fn a_file_that_a_container_could_write_is_not_read_again() {
     assert!(!session.said().contains("was read again"), "{}", session.said());
 }
 
-/// Nothing of these was created through the session: only the engine knows.
+/// These containers and volumes were not created through the session; only the engine knows them.
 #[test]
 fn a_config_that_other_containers_can_write_is_not_reloaded() {
     let session = Session::offline(&other("first"), &["--config", "kfp-creds.toml"]);
@@ -119,7 +119,7 @@ fn a_config_that_other_containers_can_write_is_not_reloaded() {
     rewrite(&session, &other("second"));
     refused(1);
     raw(&["rm", &beside]);
-    // Nobody has it mounted, and whoever names it can write.
+    // No container has the volume mounted, but anyone who names it can write.
     let volume = format!("kc-config-{}", std::process::id());
     let device = format!("device={folder}");
     raw(&["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", &device, &volume]);
@@ -135,7 +135,7 @@ fn a_config_that_other_containers_can_write_is_not_reloaded() {
 }
 
 #[test]
-fn a_read_only_mount_does_not_stand_in_the_way() {
+fn a_read_only_mount_of_the_config_allows_a_reload() {
     let session = Session::offline(&other("first"), &["--config", "kfp-creds.toml"]);
     let bind = format!("{}:/x:ro", session.folder.0.display());
     let container = session.ok(&["run", "-d", "--rm", "-v", &bind, &task_image(), "sleep", "60"]);
@@ -144,9 +144,9 @@ fn a_read_only_mount_does_not_stand_in_the_way() {
     session.ok(&["rm", "-f", &container]);
 }
 
-/// A session policy narrows what a container may do, so it counts as the file does that names it.
+/// A session policy limits a container's rights, so it needs the same protection as the file that names it.
 #[test]
-fn a_session_policy_that_a_container_could_write_counts_not() {
+fn a_session_policy_that_a_container_can_write_is_not_read() {
     let narrowed = |name: &str| {
         format!(
             "{}[aws]\ncredentials = \"offline\"\n[identity.narrow.aws]\nrole = \"arn:aws:iam::123456789012:role/r\"\n\

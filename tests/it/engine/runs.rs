@@ -1,4 +1,4 @@
-//! `run` around a command: its exit code, signals, what is left of it.
+//! `run` and its command: exit code, signals, and what is left.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,14 +14,14 @@ fn code(command: &[&str]) -> (i32, String) {
     (code, run.err())
 }
 
-/// The session's id, by its network.
+/// Asserts that the network in the session's output is gone.
 fn nothing_left(said: &str) {
     let line = said.lines().find(|l| l.contains("ready  ")).unwrap_or_else(|| panic!("{said}"));
     let network = line.split("network ").last().unwrap().split(' ').next().unwrap();
     if network != "kfp-creds" {
         assert_eq!(networks_left(&format!("name=^{network}$")), [""; 0], "{said}");
     }
-    // An engine that miscounts keeps the network whoever asks; everything else has to be gone.
+    // An engine that miscounts refuses to remove the network; everything else must be gone.
     assert!(!said.contains("stays") || said.contains("but lists none"), "{said}");
 }
 
@@ -67,10 +67,10 @@ fn the_command_is_given_one_engine_and_no_other() {
     assert!(!seen.contains("docker.sock"), "{seen}");
 }
 
-/// The terminal signals everybody in its foreground, whatever our own input is; a second signal would end the
-/// command's own tidying up.
+/// The terminal signals its whole foreground group, whatever stdin is; a second signal would interrupt the
+/// command's own clean-up.
 #[test]
-fn a_command_at_a_terminal_is_told_once() {
+fn a_command_at_a_terminal_gets_an_interrupt_once() {
     let folder = Folder::new("run");
     let mut terminal = crate::support::raw::python("at_a_terminal.py");
     let environment = program(&folder.0);
@@ -122,7 +122,7 @@ fn sigterm_ends_the_command_and_stops_its_containers() {
     assert!(said.contains("takes no new containers"), "{said}");
     assert_eq!(container.inspect("{{.State.Running}}"), "false");
     nothing_left(&said);
-    // It is off the network that is gone.
+    // It was disconnected from the removed network, so it can start.
     raw(&["start", &container.0]);
     let _ =
         Command::new("kill").args(["-KILL", "--", &format!("-{}", run.pid())]).stderr(Stdio::null()).status();
@@ -138,13 +138,13 @@ fn kept_containers_run_on_without_identity() {
     let said = run.err();
     assert!(said.contains(container.short()) && said.contains("keeps running, without identity"), "{said}");
     assert_ne!(container.asks().1, 200);
-    // Nor does the next start take it for what a dead run left.
+    // The next start does not sweep it as the remains of a dead run.
     drop(Session::offline("", &[]));
     assert_eq!(container.inspect("{{.State.Running}}"), "true");
 }
 
-/// Ctrl-C at a terminal: the whole process group is told by the terminal. After the first one kfp still waits for its
-/// iterations and starts more of them; the third ends the session.
+/// Ctrl-C at a terminal: the terminal signals the whole process group. After the first one, kfp still waits
+/// for its iterations and starts more; the third ends the session.
 #[test]
 fn ctrl_c_in_a_parallel_for_leaves_nothing() {
     let folder = Folder::new("ctrl-c");

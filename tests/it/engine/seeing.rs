@@ -1,4 +1,4 @@
-//! Who got what, afterwards and while it happens: audit log, control socket, cut-off by hand, rates.
+//! Who got what, afterwards and at the time: audit log, control socket, `cut-off`, rates.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -34,7 +34,7 @@ fn said(output: &Output) -> String {
     String::from_utf8([output.stdout.as_slice(), output.stderr.as_slice()].concat()).unwrap()
 }
 
-/// A container name of this test's own.
+/// A container name for this test.
 fn unique(what: &str) -> String {
     format!("kc-{what}-{}", std::process::id())
 }
@@ -95,7 +95,7 @@ fn the_audit_log_says_who_got_what_and_no_token() {
     assert_eq!(cut[0]["outstanding"], serde_json::json!([minted[0]["mint"], minted[1]["mint"]]));
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
 
-    // No token, nor any part of one that would be of use, in the log or on the terminal.
+    // Neither the log nor the terminal contains a token, or a usable part of one.
     let text = std::fs::read_to_string(&file).unwrap() + &told;
     let token: Value = serde_json::from_str(shown.lines().next().unwrap()).unwrap();
     for token in [token["access_token"].as_str().unwrap(), shown.lines().nth(2).unwrap()] {
@@ -105,7 +105,7 @@ fn the_audit_log_says_who_got_what_and_no_token() {
 }
 
 #[test]
-fn a_full_disk_stops_no_token_and_is_said_once() {
+fn a_full_disk_stops_no_token_and_is_reported_once() {
     let folder = Folder::new("full");
     let file = folder.0.join("audit.jsonl");
     symlink("/dev/full", &file).unwrap();
@@ -135,7 +135,7 @@ fn a_full_disk_loses_audit_entries_and_no_tokens() {
     assert!(token().contains("access_token"), "a full disk stops no token");
     assert_eq!(session.said().matches("the audit log loses entries").count(), 1);
     let disk = std::path::PathBuf::from(format!("/proc/{}/root{}", session.pid(), folder.0.display()));
-    // Whole lines only, although the disk ended in the middle of one.
+    // The log has only whole lines, although the disk became full in the middle of one.
     let log = disk.join("audit.jsonl");
     let before = lines(&log).len();
     std::fs::remove_file(disk.join("filler")).unwrap();
@@ -149,7 +149,7 @@ fn a_full_disk_loses_audit_entries_and_no_tokens() {
 }
 
 #[test]
-fn the_log_is_rotated() {
+fn the_audit_log_is_rotated() {
     let folder = Folder::new("rotated");
     let file = folder.0.join("audit.jsonl");
     let session = audited("[audit]\nmax_bytes = 4096\nkeep = 1\n", &file);
@@ -169,7 +169,7 @@ fn the_log_is_rotated() {
 fn a_container_is_cut_off_by_hand_at_once_and_for_good() {
     let session = Session::offline("", &["--all"]);
     let own = name(&session);
-    // Says when it got a token, in milliseconds, ten times a second.
+    // Prints the time, in milliseconds, of each token that it gets, ten times a second.
     let script =
         format!("while :; do if {TOKEN} | grep -q access_token; then date +got:%s%3N; fi; sleep 0.1; done");
     let called = unique("cut");
@@ -206,7 +206,7 @@ fn a_container_is_cut_off_by_hand_at_once_and_for_good() {
     assert!(got <= at + 100, "a token {} ms after the cut-off", got - at);
     assert_eq!(session.ok(&["inspect", "-f", "{{.State.Running}}", &container]), "true");
 
-    // Neither a restart brings it back, nor is it cut off twice.
+    // A restart does not bring the lease back, and it is not cut off twice.
     session.ok(&["restart", "-t", "0", &container]);
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(last(session.ok(&["logs", &container])), got, "a restart brought the lease back");
@@ -219,7 +219,7 @@ fn a_container_is_cut_off_by_hand_at_once_and_for_good() {
 }
 
 #[test]
-fn metrics_count_and_have_no_word_of_a_container() {
+fn metrics_count_and_contain_no_text_of_a_container() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let at = format!("127.0.0.1:{port}");
     let session = Session::start("", &["--offline", "--all"], &[("KFP_CREDS_METRICS_LISTEN", at.as_str())]);
@@ -255,7 +255,7 @@ fn metrics_count_and_have_no_word_of_a_container() {
 }
 
 #[test]
-fn the_page_is_for_those_who_know_its_path() {
+fn the_page_needs_its_secret_path() {
     let session = Session::offline("", &["--all"]);
     let page = session.page.clone().unwrap();
     let fetch = |arguments: &[&str]| {
@@ -273,19 +273,19 @@ fn the_page_is_for_those_who_know_its_path() {
         assert!(fetch(&[&format!("{root}{path}")]).starts_with("HTTP/1.1 404"), "{path}");
     }
     let cut = fetch(&["-X", "POST", &format!("{page}cut-off?all")]);
-    assert!(cut.starts_with("HTTP/1.1 404"), "whoever looks only looks: {cut}");
+    assert!(cut.starts_with("HTTP/1.1 404"), "the page must not cut off: {cut}");
     assert!(fetch(&["-H", "Host: evil.example", &page]).starts_with("HTTP/1.1 403"));
-    assert!(!session.said().contains(&page), "the capability is for stdout alone");
+    assert!(!session.said().contains(&page), "only stdout may show the capability");
 }
 
 #[test]
-fn an_identity_has_its_rate_and_a_container_its_choice() {
+fn an_identity_is_rate_limited_and_a_container_may_choose() {
     let config = "choose = [\"other\"]\n[identity.default]\nrate = 2\n[identity.other]\n";
     let session = Session::offline(config, &["--all"]);
     let codes = format!("for n in 1 2 3; do {TOKEN} -o /dev/null -w '%{{http_code}} '; done");
     let image = task_image();
     assert_eq!(session.ok(&["run", "--rm", &image, "sh", "-c", &codes]), "200 200 429");
-    // gcloud takes a 404 on an ID token, and dies of anything else.
+    // gcloud accepts a 404 for an ID token, and fails on any other status.
     let identity = format!("{IDENTITY}https://a.example -w ' %{{http_code}}'");
     let said = session.ok(&["run", "--rm", &image, "sh", "-c", &identity]);
     assert!(said.contains("identity default has used its 2 requests of this minute"), "{said}");
@@ -303,7 +303,7 @@ fn explain_says_why_a_container_got_its_identity() {
     let session = Session::offline(config, &[]);
     let image = task_image();
     let own = name(&session);
-    // Of a container that got nothing each session that runs says what its own rules say.
+    // For a container without an identity, each running session explains its own rules.
     let explain = |container: &str| {
         let text = said(&ask(&["explain", container]));
         let answers: Vec<String> = text.split("\n\n").map(String::from).collect();
@@ -330,7 +330,7 @@ fn explain_says_why_a_container_got_its_identity() {
     session.ok(&["rm", &live, &plain, &strong]);
 }
 
-/// Who makes a container chooses what it is called, for the terminal and for the page.
+/// The creator of a container chooses the name that the terminal and the page show.
 #[test]
 fn names_are_shown_as_text_wherever_they_are_shown() {
     let session = Session::offline("", &["--all"]);

@@ -1,4 +1,4 @@
-//! Sessions beside, after and in spite of each other.
+//! Sessions at the same time, after each other, and after a crash.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn id(session: &Session) -> String {
     session.socket.file_stem().unwrap().to_string_lossy().into_owned()
 }
 
-/// Network, relay and socket of a session.
+/// What is left of a session: its network, relay and socket.
 fn left(id: &str, socket: &std::path::Path) -> String {
     let label = format!("label=kfp-creds.session={id}");
     let there = raw(&["network", "ls", "-q", "--filter", &label]);
@@ -31,7 +31,8 @@ fn left(id: &str, socket: &std::path::Path) -> String {
     let relays = raw(&["ps", "-aq", "--filter", &format!("name=kfp-creds-relay-{id}")]);
     format!(
         "{networks}{relays}{}",
-        // With a network that cannot be removed its socket stays: it tells the next start that nobody is here.
+        // A network that cannot be removed keeps the socket, which shows the next start that no session
+        // answers there.
         if socket.exists() && there.is_empty() { socket.display().to_string() } else { String::new() }
     )
 }
@@ -45,7 +46,7 @@ fn a_killed_serve_is_swept_and_nothing_else() {
     let (first, neighbour) = (Session::offline("", &["--all"]), Session::offline("", &["--all"]));
     let (mine, theirs) = (sleeper(&first), sleeper(&neighbour));
     let stopped = Container::of(&first, &[&task_image(), "true"]);
-    // Labels of an image are whoever's: this one is nobody's of ours.
+    // Any image can have our labels: this container belongs to no session.
     let copy = format!("kct-copy:{}", id(&first));
     raw(&["commit", &mine.0, &copy]);
     let copied = Container::raw(&["--network", "none", &copy, "sleep", "90"]);
@@ -65,14 +66,14 @@ fn a_killed_serve_is_swept_and_nothing_else() {
         raw(&["network", "ls", "-q", "--filter", &format!("name=^{}$", foreign.0)]).lines().count(),
         1
     );
-    // Without identity, whoever is in charge of its network now.
+    // It has no identity, whichever session owns its network now.
     let asked = mine.asks().1;
     assert!(asked == 503 || asked == 0, "{asked}");
     if network(&second).0 == name {
         assert_eq!(network(&second).1, relay);
         assert_eq!(sleeper(&second).asks().1, 200);
     }
-    // What did not run was taken off the network, and can be started.
+    // The stopped container was taken off the network, so it can be started.
     raw(&["start", &stopped.0]);
     drop((mine, stopped));
     drop(second);
@@ -83,7 +84,8 @@ fn a_killed_serve_is_swept_and_nothing_else() {
     raw(&["rmi", &copy]);
 }
 
-/// How a container is swept is its own affair: the network it is on may have been another session's.
+/// The kind of its own session decides how a container is swept: its network may have belonged to another
+/// session.
 #[test]
 fn a_run_on_the_network_of_a_serve_is_swept_as_a_run() {
     let serve = Session::offline(SECOND, &["--all"]);
@@ -103,7 +105,7 @@ fn a_run_on_the_network_of_a_serve_is_swept_as_a_run() {
     let mut run = Running::spawn(process.stdin(Stdio::null()), Some(folder));
     until("a container", Duration::from_secs(20), || run.out().lines().count() == 1);
     let goes = Container(run.out().trim().into());
-    // The command line tells the id before it starts the container.
+    // The command line prints the id before it starts the container.
     until("it runs", Duration::from_secs(10), || running(&goes));
     assert!(run.err().contains(&format!("network {name} ")), "it was not taken over: {}", run.err());
     run.signal("-KILL");
@@ -115,7 +117,7 @@ fn a_run_on_the_network_of_a_serve_is_swept_as_a_run() {
     assert!(!running(&goes), "the container of the dead run still runs");
 }
 
-/// Its end is begun, and an engine that hangs keeps it.
+/// The end has begun, but the engine hangs.
 #[test]
 fn two_more_signals_leave_a_hung_engine_to_the_next_start() {
     let folder = Folder::new("between");
@@ -126,7 +128,7 @@ fn two_more_signals_leave_a_hung_engine_to_the_next_start() {
     let signal = || Command::new("kill").args(["-INT", &session.pid().to_string()]).status().unwrap();
     between.hang();
     signal();
-    // Two signals at once would be one.
+    // Two signals at the same time would count as one.
     std::thread::sleep(Duration::from_millis(300));
     let (status, said) = proxy_fixture::call(&socket, "POST /v1.41/containers/create", r#"{"Image":"x"}"#);
     assert!(status >= 400 && said.contains("ending"), "{status} {said}");
@@ -167,7 +169,7 @@ fn a_killed_run_is_swept_with_its_containers() {
     until("they run", Duration::from_secs(10), || made[..2].iter().all(running));
     run.signal("-KILL");
     run.wait(Duration::from_secs(2));
-    // The command outlives us, and is the test's to end.
+    // The command outlives the killed session, so the test ends it.
     let _ = Command::new("kill").args(["-KILL", "--", &format!("-{}", run.pid())]).status();
     until("the relay ends", Duration::from_secs(5), || {
         raw(&["ps", "-q", "--filter", &format!("name=kfp-creds-relay-{label}")]).is_empty()
@@ -203,7 +205,7 @@ fn a_killed_session_leaves_its_neighbour_alone() {
     drop(one);
 }
 
-/// A relay that died is being replaced: for that long the session has none, and is alive all the same.
+/// While a dead relay is being replaced, the session has none, but it is alive.
 #[test]
 fn a_session_whose_relay_is_being_replaced_is_not_swept() {
     let session = Session::offline("", &["--all"]);
@@ -241,7 +243,7 @@ fn serve_leaves_containers_running_and_startable() {
     assert!(said.contains(&format!("the network {network} stays")), "{said}");
     assert!(running(&runs));
     assert_ne!(runs.asks().1, 200);
-    // They would be connected to a network that goes with the last container on it.
+    // The engine would connect them to a network that goes with its last running container.
     raw(&["stop", "-t", "0", &runs.0]);
     let next = Session::offline("", &[]);
     drop(next);

@@ -1,5 +1,5 @@
-//! Requests that one reader of them takes for something else than another: at the proxy, whose other reader is
-//! the engine, and at the relay, whose callers name hosts and addresses that are not their own.
+//! Requests that two readers understand differently: at the proxy, where the other reader is the engine, and
+//! at the relay, whose callers claim hosts and addresses that are not theirs.
 
 use super::attacks::{Made, STRICT, address, attached, inspect, network_of, sleeper, unused};
 use super::baselines::{a_plain_server_answers, the_engine_takes};
@@ -8,7 +8,7 @@ use crate::support::proxy_fixture;
 use crate::support::release::{Release, release};
 use crate::support::session::{Session, engine_socket, task_image};
 
-/// Bodies that ask for a capability in a spelling that some reader of them misses.
+/// Bodies that ask for a capability in a spelling that some reader misses.
 fn bodies(capability: &str) -> Vec<String> {
     let image = task_image();
     let host = r#"{"CapAdd":["NET_RAW"]}"#;
@@ -43,7 +43,7 @@ fn whole(line: &str, body: &str) -> String {
     head(line, &format!("Content-Length: {}", body.len())) + body
 }
 
-/// Lines that mean a create to some reader; `NAME` is the container's name.
+/// Request lines that some reader takes for a create; `NAME` is the container's name.
 const LINES: [&str; 20] = [
     "POST /%63ontainers/create?name=NAME",
     "POST /containers/creat%65?name=NAME",
@@ -74,7 +74,8 @@ fn framings(capability: &str) -> Vec<String> {
     let create = whole(line, &plain);
     let chunks = format!("{:x}\r\n{plain}\r\n0\r\n\r\n", plain.len());
     let attach = "POST /v1.41/containers/none/attach HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
-    // The same by clients that send no `Upgrade`, and where the stream never begins: what follows is a request.
+    // The same from clients that send no `Upgrade`, and where no stream begins: the bytes that follow are a
+    // request.
     let bare = "POST /v1.41/containers/none/attach?stream=1&stdin=1 HTTP/1.1\r\nHost: d\r\n";
     let options = "Content-Type: application/json\r\nContent-Length: 15\r\n\r\n{\"Detach\":true}";
     let exec = "POST /v1.41/exec/none/start HTTP/1.1\r\nHost: d\r\n";
@@ -97,14 +98,15 @@ fn framings(capability: &str) -> Vec<String> {
     ]
 }
 
-/// None may end up with an address of ours and the capability. The bare engine makes many of them with it.
+/// No such container may get an address of ours together with the capability. The bare engine creates many of
+/// them with it.
 #[test]
-fn no_spelling_of_a_create_is_read_otherwise_than_by_the_engine() {
+fn the_proxy_reads_every_create_as_the_engine_does() {
     spellings("", "NET_RAW");
 }
 
 #[test]
-fn no_spelling_of_a_create_is_read_otherwise_in_isolation() {
+fn the_proxy_reads_creates_as_the_engine_in_isolation() {
     spellings(STRICT, "NET_ADMIN");
 }
 
@@ -138,7 +140,7 @@ fn spellings(config: &str, capability: &str) {
         bare.len()
     );
     assert!(bare.len() >= 10 && made >= 4 && refused >= 20);
-    // What the engine itself takes, so that each kind of attack is one somewhere: a path that is escaped, keys in
+    // What the engine itself accepts, so that each kind of attack works somewhere: an escaped path, keys in
     // other case and with letters that fold, a body without a length, a second document.
     for (kind, takes) in TAKEN {
         let taken = bare.iter().any(|request| request.contains(kind));
@@ -148,7 +150,8 @@ fn spellings(config: &str, capability: &str) {
 
 type Takes = fn(Release) -> bool;
 
-/// Which engines take what. Docker reads one document since 23.0, Podman the first of many and no escaped path.
+/// The engines that accept each kind. Docker reads one document since 23.0; Podman reads the first of
+/// several, and no escaped path.
 const TAKEN: [(&str, Takes); 5] = [
     ("/%63ontainers/", |engine| matches!(engine, Release::Docker(_))),
     ("\"hostconfig\":", |_| true),
@@ -189,14 +192,14 @@ fn bounded(config: &str) {
         proxy_fixture::raw(&session.socket, format!("GET {path} HTTP/1.1\r\nHost: d\r\n\r\n"))
             .starts_with("HTTP/1.1 4")
     );
-    // Idle and slow ones, and then a client as usual.
+    // Idle connections, and then an ordinary client.
     let idle: Vec<_> =
         (0..300).map(|_| std::os::unix::net::UnixStream::connect(&session.socket).unwrap()).collect();
     assert_eq!(proxy_fixture::call(&session.socket, "GET /v1.41/_ping", "").0, 200);
     drop(idle);
 }
 
-/// In the attacker's own escapes.
+/// In the attacker's notation of escapes.
 const FLAVOR: &str = r"Metadata-Flavor: Google\r\n";
 
 fn ask(path: &str, headers: &str) -> String {
@@ -231,7 +234,7 @@ fn sent_by_others(config: &str) {
     ]
     .map(|header| ask(token, &format!(r"{flavor}{header}\r\n")))
     .into();
-    // DNS rebinding: the browser names the page's own host.
+    // DNS rebinding: the browser sends the page's own host name.
     for host in [
         "evil.example",
         "metadata.google.internal.evil.example",
@@ -279,7 +282,7 @@ fn the_caller_is_identified_by_its_socket() {
 }
 
 #[test]
-fn the_caller_is_its_socket_in_isolation() {
+fn the_caller_is_identified_by_its_socket_in_isolation() {
     who_calls(STRICT);
 }
 
@@ -288,7 +291,7 @@ fn who_calls(config: &str) {
     let (_made, neighbour) = sleeper(&session);
     let victim = address(&neighbour, &network_of(&neighbour));
     let flavor = FLAVOR;
-    // The id is made of the container's own, whatever it says.
+    // The relay derives the id from the container itself, whatever the caller claims.
     let id = "/computeMetadata/v1/instance/id";
     let lies = [
         String::new(),

@@ -1,4 +1,4 @@
-//! Host credentials of both kinds, the whole way: file, Google at the wire, session, container.
+//! Host credentials of both kinds, all the way: file, Google at the wire, session, container.
 
 use std::path::PathBuf;
 use std::process::Output;
@@ -13,7 +13,7 @@ const LOGIN: &str = "run `gcloud auth application-default login` on the host";
 const SERVICE: &str = "robot@sa-project.iam.gserviceaccount.com";
 const TARGET: &str = "pipeline@target-project.iam.gserviceaccount.com";
 
-/// A Google, and the credential file on this machine.
+/// A fake Google, and the credential file on this machine.
 struct Place {
     google: FakeGoogle,
     folder: Folder,
@@ -28,7 +28,7 @@ impl Place {
         self.folder.0.join("application_default_credentials.json")
     }
 
-    /// As gcloud writes it: a new file takes the old one's place.
+    /// Writes as gcloud does: a new file replaces the old one.
     fn write(&self, content: &str) {
         let new = self.folder.0.join("new.json");
         std::fs::write(&new, content).unwrap();
@@ -46,7 +46,7 @@ impl Place {
         Session::start(&self.config(), &[&fixed, flags].concat(), &[])
     }
 
-    /// The e-mail that Google knows behind a token.
+    /// The e-mail that Google has for a token.
     fn owner(&self, answer: &str) -> String {
         let answer: Value = serde_json::from_str(answer).unwrap_or_else(|e| panic!("{e}: {answer}"));
         let token = answer["access_token"].as_str().unwrap();
@@ -58,7 +58,7 @@ impl Place {
     }
 }
 
-/// A container that stays, to ask from.
+/// A container that keeps running and sends requests.
 struct Client<'a> {
     session: &'a Session,
     id: String,
@@ -95,7 +95,7 @@ impl Drop for Client<'_> {
     }
 }
 
-/// No secret of Google's or of the file's is on the terminal.
+/// Asserts that the terminal shows no secret of Google or of the file.
 fn assert_discreet(place: &Place, said: &str) {
     assert!(!said.contains(CANARY), "{said}");
     for secret in place.google.canaries() {
@@ -118,7 +118,7 @@ fn a_service_account_key_stays_on_the_host() {
     let inside = session.ok(&["exec", &client.id, "sh", "-c", "env; cat /proc/mounts"]);
     assert!(inside.contains("GOOGLE_CLOUD_PROJECT=sa-project"), "{inside}");
     assert!(!inside.contains("application_default_credentials"), "{inside}");
-    // The first one asks for nothing: it compares clocks before anything is signed.
+    // The first call requests no token: it compares clocks before anything is signed.
     let kinds = place.kinds();
     assert!(kinds[0].is_empty() && kinds[1..].iter().all(|kind| kind == "jwt-bearer"), "{kinds:?}");
     drop(client);
@@ -140,7 +140,7 @@ fn containers_get_tokens_of_the_users_login() {
     );
     assert_eq!(client.good("email"), "alice@example.com");
     let (status, why) = client.ask("identity?audience=https://service.example");
-    assert_eq!(status, 404, "gcloud dies of anything else: {why}");
+    assert_eq!(status, 404, "gcloud fails on any other status: {why}");
     assert!(why.contains("impersonate"), "it says what would help: {why}");
     let inside = session.ok(&["exec", &client.id, "env"]);
     assert!(inside.contains("GOOGLE_CLOUD_PROJECT=alices-project"), "{inside}");
@@ -181,7 +181,7 @@ fn a_login_can_impersonate_an_account() {
     impersonated(&place, "alice@example.com");
 }
 
-/// `kfp-creds` with the place's config and file, to its end.
+/// Runs `kfp-creds` with this config and file to its end.
 fn ended(place: &Place, command: &[&str]) -> Output {
     std::fs::write(place.folder.0.join("kfp-creds.toml"), place.config()).unwrap();
     let (first, rest) = command.split_first().unwrap();
@@ -202,7 +202,7 @@ fn lines(out: &Output) -> Vec<String> {
 fn a_broken_login_is_reported_once_and_at_once() {
     let place = Place::new();
     let file = place.google.user("alice@example.com");
-    // Withdrawn: Google knows the client, and another refresh token.
+    // Google knows the client, but not this refresh token.
     place.write(&file.replace("1//canary-refresh-token", "1//canary-withdrawn-token"));
     let mark = place.folder.0.join("started");
     for (command, code) in [
@@ -225,7 +225,7 @@ fn a_broken_login_is_reported_once_and_at_once() {
     assert!(place.google.calls().iter().all(|call| call.status == 400), "{:?}", place.google.calls());
 }
 
-/// Asks until `wanted` holds for the answer.
+/// Asks until `wanted` accepts the answer.
 fn until(client: &Client<'_>, path: &str, wanted: impl Fn(&(u16, String)) -> bool) -> (u16, String) {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
@@ -247,10 +247,10 @@ fn a_login_can_end_and_return_during_a_run() {
     let session = place.session(&[]);
     let client = Client::new(&session);
     assert_eq!(client.good("email"), "alice@example.com");
-    // Nobody named a project: a client has to say so itself, and not to ask Google for one of our stand-in's name.
+    // No project is configured, so the client has to name one, instead of sending Google our placeholder.
     assert_eq!(client.say("echo ${GOOGLE_CLOUD_PROJECT-none}; echo 200"), (200, "none".into()));
 
-    // The organisation asks for a new login: the container is told, and so is the terminal, once.
+    // The organisation asks for a new login: the container gets the message, and the terminal shows it once.
     (0..200).for_each(|_| place.google.fail(Failure::oauth(400, "invalid_grant", Some("invalid_rapt"))));
     let (_, why) = until(&client, "token", |(status, _)| *status == 403);
     assert!(why.contains("(invalid_rapt)") && why.contains(LOGIN) && !why.contains('\n'), "{why}");
@@ -259,7 +259,7 @@ fn a_login_can_end_and_return_during_a_run() {
     assert_eq!(client.ask("token").0, 403);
     assert_eq!(session.said().matches("invalid_rapt").count(), 1, "{}", session.said());
 
-    // A fresh login is picked up: a new refresh token of the same person, and a Google that takes it.
+    // The session picks up a fresh login: a new refresh token of the same person, which Google accepts.
     (0..200).for_each(|_| place.google.unfail());
     place.google.expires_in(3599);
     place.write(&place.google.user("alice@example.com"));
@@ -267,7 +267,8 @@ fn a_login_can_end_and_return_during_a_run() {
     let (_, token) = until(&client, "token", |(status, _)| *status == 200);
     assert_eq!(place.owner(&token), "alice@example.com");
 
-    // Another person's: the running container is that person from now on, and who waits for that is told.
+    // The login of another person: the running container has that account from then on, and a request that
+    // waits for the change is answered.
     let waits = "email?wait_for_change=true&timeout_sec=30";
     let (status, who) = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| client.ask(waits));
@@ -276,7 +277,7 @@ fn a_login_can_end_and_return_during_a_run() {
         place.write(&place.google.user("bob@example.com"));
         waiting.join().unwrap()
     });
-    // Whose login it is shows with its first token.
+    // The first token shows whose login it is.
     assert!(status == 200 && who != "alice@example.com", "{status} {who}");
     let (_, token) = until(&client, "token", |(_, token)| place.owner(token) == "bob@example.com");
     assert!(token.contains("\"token_type\":\"Bearer\""), "{token}");
@@ -343,7 +344,7 @@ fn an_account_is_disabled_only_after_a_dry_run_and_consent() {
     let (code, text) = cut_off(&session, &[&client.id, "--disable-account", TARGET, "--yes"]);
     assert!(code == Some(0) && text.contains(&format!("disabled {TARGET}")), "{text}");
     let (said, done) = (text.find("every token of it").unwrap(), text.find("disabled pipeline").unwrap());
-    assert!(said < done, "what breaks is said before: {text}");
+    assert!(said < done, "the consequences are printed before: {text}");
     assert!(place.google.is_disabled(TARGET) && place.google.minted(token).is_none());
     assert_eq!(other.ask("token").0, 403, "no cached token of a disabled account is served");
     session.wait_for("was disabled by hand", Duration::from_secs(1));
@@ -352,8 +353,8 @@ fn an_account_is_disabled_only_after_a_dry_run_and_consent() {
     assert_disabled_once(&log, token);
 }
 
-/// Two sessions have the account, and whichever is asked first: what one does not allow, the other's consent
-/// does not make good.
+/// Two sessions use the account, and either may be asked first: if one refuses, the consent of the other does
+/// not help.
 fn assert_one_refusal_is_enough(client: &str) {
     let folder = Folder::new("kill");
     let both = ["cut-off", client, "--disable-account", TARGET, "--yes"];
@@ -362,7 +363,7 @@ fn assert_one_refusal_is_enough(client: &str) {
     assert!(out.status.code() == Some(64) && text.contains("does not allow disabling it"), "{text}");
 }
 
-/// `cut-off ARGUMENTS` of a session: exit code and all it said.
+/// `cut-off ARGUMENTS` of a session: exit code and output.
 fn cut_off(session: &Session, arguments: &[&str]) -> (Option<i32>, String) {
     let name = session.socket.file_stem().unwrap().to_str().unwrap();
     let folder = Folder::new("kill");

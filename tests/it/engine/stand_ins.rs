@@ -1,6 +1,6 @@
-//! Attacks on what stands in our place where nobody thought of them: a proxy that judges the first request of a
-//! connection, a follower of events that believes their order, a server that knows no callers apart, a tunnel as
-//! HTTP/2 comes. Each is written here, honestly and simply, and each attack that is refused elsewhere works on it.
+//! Attacks on naive counterparts of our parts: a proxy that judges only the first request of a connection, a
+//! follower of events that trusts their order, a server without limits per caller, a tunnel with default
+//! HTTP/2. Each is written here, honestly and simply, and each attack that our parts refuse works on it.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -31,11 +31,11 @@ use crate::support::session::{Folder, docker_at, engine_socket, raw, task_image}
 
 const REFUSED: &str = "HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
-/// Refuses creates that ask for a capability, and copies all that follows a request that it trusts.
+/// Refuses creates that ask for a capability, and copies everything after a request that it trusts.
 struct Copying(PathBuf);
 
 impl Copying {
-    /// `trusts` is asked of every head, until it is true.
+    /// `trusts` judges each head until it returns true.
     fn start(folder: &Path, engine: &Path, trusts: fn(&str) -> bool) -> Self {
         let socket = folder.join(format!("{}.sock", unused("p")));
         let listener = UnixListener::bind(&socket).unwrap();
@@ -91,12 +91,12 @@ fn create(name: &str) -> String {
     )
 }
 
-/// Ours: `no_spelling_of_a_create_is_read_otherwise_than_by_the_engine`.
+/// Our part: `the_proxy_reads_every_create_as_the_engine_does`.
 #[test]
 fn a_naive_proxy_lets_a_pipelined_create_through() {
     let folder = Folder::new("smuggled");
     let ping = "GET /_ping HTTP/1.1\r\nHost: d\r\n\r\n";
-    // The engine does not upgrade here, and reads on.
+    // The engine does not upgrade here, and reads the next request.
     let upgrade = "GET /_ping HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
     let first = Copying::start(&folder.0, &engine_socket(), |_| true);
     let upgraded = Copying::start(&folder.0, &engine_socket(), |head| head.contains("Upgrade: "));
@@ -110,7 +110,7 @@ fn a_naive_proxy_lets_a_pipelined_create_through() {
     }
 }
 
-/// Ours: the same. Engines differ in whether they speak it without TLS; the one here does.
+/// Our part: the same. Not every engine accepts HTTP/2 without TLS; this one does.
 #[tokio::test]
 async fn a_naive_proxy_lets_a_create_in_http_2_through() {
     let folder = Folder::new("preface");
@@ -149,7 +149,7 @@ async fn a_naive_proxy_lets_a_create_in_http_2_through() {
         () = attacking => {}
     }
     assert_eq!(created.load(Ordering::SeqCst), 1);
-    // The same in HTTP/1 is seen.
+    // In HTTP/1 the proxy notices the create.
     assert!(
         tokio::task::spawn_blocking(move || proxy_fixture::raw(&proxy.0, create("x")))
             .await
@@ -158,7 +158,7 @@ async fn a_naive_proxy_lets_a_create_in_http_2_through() {
     );
 }
 
-/// Believes every event when it comes: who runs, and who is at which address.
+/// Trusts every event when it arrives: which containers run, and at which address.
 #[derive(Clone, Default)]
 struct NaiveTracker {
     runs: Arc<Mutex<HashMap<String, bool>>>,
@@ -200,7 +200,8 @@ impl NaiveTracker {
     }
 }
 
-/// Ours: `a_die_that_comes_after_the_next_start_ends_nobodys_lease`, `.._anothers_start_ends_its_own_lease_only`.
+/// Our part: `a_die_that_comes_after_the_next_start_ends_nobodys_lease`,
+/// `a_late_die_event_ends_only_its_own_lease`.
 #[test]
 fn trusting_the_order_of_events_ends_the_wrong_lease() {
     const LATE: Duration = Duration::from_millis(2500);
@@ -213,31 +214,36 @@ fn trusting_the_order_of_events_ends_the_wrong_lease() {
     let create = ["create", "--network", &network.1, &image, "sleep", "120"];
     let [first, second] = [(); 2].map(|()| Made("container", raw(&create)));
     raw(&["start", &first.1]);
-    until("the start is told", Duration::from_secs(10), || told.runs(&first.1));
+    until("the start event arrives", Duration::from_secs(10), || told.runs(&first.1));
 
     between.hold_beyond_start("die", &first.1, LATE);
     raw(&["restart", "-t", "0", &first.1]);
     let late = || between.place("die", &first.1) > between.place("start", &first.1);
     until("the die comes after the start", Duration::from_secs(10), late);
-    until("it is believed", Duration::from_secs(5), || !told.runs(&first.1));
-    assert_eq!(inspect(&first.1)["State"]["Running"], true, "and it lives");
+    until("the tracker takes it for dead", Duration::from_secs(5), || !told.runs(&first.1));
+    assert_eq!(inspect(&first.1)["State"]["Running"], true, "but it runs");
 
     raw(&["restart", "-t", "0", &first.1]);
-    until("it is told again", Duration::from_secs(10), || told.runs(&first.1));
+    until("the next start event arrives", Duration::from_secs(10), || told.runs(&first.1));
     let at = address(&first.1, &network.1);
-    // Longer than the rest of this takes.
+    // Longer than the rest of the test takes.
     between.hold("die", &first.1, 8 * LATE);
     between.hold("start", &second.1, 8 * LATE);
     raw(&["kill", &first.1]);
     raw(&["start", &second.1]);
     assert_eq!(address(&second.1, &network.1), at, "the engine gives it to the next at once");
-    assert_eq!(told.holder(&at), Some(first.1.clone()), "who asks from there is taken for the dead one");
+    assert_eq!(
+        told.holder(&at),
+        Some(first.1.clone()),
+        "the tracker takes a caller there for the dead container"
+    );
     assert_eq!(inspect(&first.1)["State"]["Running"], false);
 }
 
 const NAIVE: &str = include_str!("../../python/naive.py");
 
-/// What one container does to another at a server that knows no callers apart. Ours: `ten_thousand_connections_of_one_..`,
+/// One container starves the others at a server without limits per caller. Our part:
+/// `ten_thousand_connections_of_one_container_delay_no_other`,
 /// `slow_endless_and_huge_requests_cost_their_sender_only`.
 #[test]
 fn without_limits_one_container_starves_all_others() {
@@ -267,7 +273,7 @@ fn without_limits_one_container_starves_all_others() {
     assert_eq!(done["outcomes"], json!(["all taken", "all taken"]), "{done}");
 }
 
-/// Ours: `the_caller_is_identified_by_its_socket`.
+/// Our part: `the_caller_is_identified_by_its_socket`.
 #[test]
 fn a_trusted_header_lets_a_container_pose_as_another() {
     let plain = Plain::of(&[NAIVE]);
@@ -287,7 +293,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// What an HTTP/2 server says, frame by frame: kind and stream.
+/// The next frame of an HTTP/2 server: kind and stream.
 async fn next(from: &mut (impl AsyncRead + Unpin)) -> Option<(u8, u32)> {
     let mut head = [0; 9];
     from.read_exact(&mut head).await.ok()?;
@@ -296,8 +302,8 @@ async fn next(from: &mut (impl AsyncRead + Unpin)) -> Option<(u8, u32)> {
     Some((head[3], u32::from_be_bytes(head[5..].try_into().unwrap())))
 }
 
-/// Ours: `hanging_up_before_the_answer_does_not_end_the_tunnel`. Each caller that hangs up is a stream that a relay
-/// has opened and resets.
+/// Our part: `hanging_up_before_the_answer_does_not_end_the_tunnel`. For each caller that hangs up, a relay
+/// resets a stream that it has opened.
 #[tokio::test]
 async fn with_plain_http_2_one_hang_up_ends_the_tunnel_of_all() {
     let (headers, reset, settings, go_away) = (1, 3, 4, 7);
@@ -308,7 +314,7 @@ async fn with_plain_http_2_one_hang_up_ends_the_tunnel_of_all() {
     });
     let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     let serving = server.serve_connection(TokioIo::new(far), service);
-    // GET / http, in the static table of HPACK; a whole request.
+    // `GET / http` in HPACK's static table; a whole request.
     let ask = |stream| frame(headers, 5, stream, &[0x82, 0x84, 0x86]);
     let attacking = async {
         let start = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(settings, 0, 0, &[]), &ask(1)];
@@ -318,7 +324,7 @@ async fn with_plain_http_2_one_hang_up_ends_the_tunnel_of_all() {
         let mut all: Vec<u8> = hung_up
             .flat_map(|stream| [ask(stream), frame(reset, 0, stream, &8_u32.to_be_bytes())].concat())
             .collect();
-        all.extend(ask(203)); // a neighbour
+        all.extend(ask(203)); // the request of a neighbour
         near.write_all(&all).await.unwrap();
         let mut told = vec![];
         while let Some(one) = next(&mut near).await {

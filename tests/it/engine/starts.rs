@@ -1,4 +1,4 @@
-//! Addresses and epochs: what a container keeps when it starts again, and what it gives back.
+//! Addresses and epochs: what a container keeps when it starts again, and what it returns.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::support::session::{Session, raw, task_image};
 const POOL: &str = "[network]\nattach = \"second\"\npool = \"10.219.37.0/28\"\n";
 
 #[test]
-fn a_small_pool_is_cycled_and_its_end_is_said() {
+fn an_exhausted_pool_refuses_and_says_why() {
     let session = Session::offline(POOL, &["--all"]);
     let script = ask();
     let mut seen = vec![];
@@ -20,7 +20,7 @@ fn a_small_pool_is_cycled_and_its_end_is_said() {
         }
         session.ok(&["rm", &container.0]);
     }
-    // Ten addresses, each used again only after all the others.
+    // There are ten addresses, and each is reused only after all the others.
     assert!((10..seen.len()).all(|n| seen[n] == seen[n - 10]), "{seen:?}");
     assert_eq!(seen[..10].iter().collect::<std::collections::HashSet<_>>().len(), 10);
 
@@ -38,16 +38,16 @@ fn a_small_pool_is_cycled_and_its_end_is_said() {
     assert_eq!(address(&session, &next), freed);
 }
 
-/// The end is seen a moment after `docker rm` is answered.
+/// The session sees the end a moment after `docker rm` was answered.
 fn gone(session: &Session, container: &Container) {
     let cut = || session.said().lines().any(|l| l.contains("ended  ") && l.contains(container.short()));
     until("the end is seen", Duration::from_secs(3), cut);
 }
 
 #[test]
-fn a_container_that_starts_again_is_itself_again() {
+fn a_restarted_container_keeps_its_address_and_identity() {
     let session = Session::offline("", &["--all"]);
-    // Asks with its first instruction, every time it starts.
+    // The container asks with its first instruction, at every start.
     let script = format!("{}; exec sleep 60", ask());
     let container = Container::of(&session, &[&task_image(), "sh", "-c", &script]);
     let at = address(&session, &container);

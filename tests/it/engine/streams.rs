@@ -1,4 +1,4 @@
-//! Descriptors of a session under idle streams.
+//! File descriptors of a session with idle streams.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::session::{Session, task_image};
 
-/// The list is for root alone, because the program is not dumpable; its length is for everybody (Linux 6.2).
+/// Only root may list them, because the program is not dumpable; everyone may read their number (Linux 6.2).
 fn descriptors(pid: u32) -> usize {
     let list = format!("/proc/{pid}/fd");
     match std::fs::read_dir(&list) {
@@ -59,7 +59,7 @@ fn idle_streams_give_their_descriptors_back() {
         let open: Vec<UnixStream> = (0..60)
             .map(|number| match number % 2 {
                 0 => idle(&session.socket, "/events"),
-                // A line first, so that the engine sends its head.
+                // The container has written a line, so the engine sends the head.
                 _ => idle(&session.socket, &format!("/containers/{id}/logs?follow=1&stdout=1")),
             })
             .collect();

@@ -48,15 +48,15 @@ fn no_attach_no_identity_and_no_exit_code_is_lost() {
 }
 
 #[test]
-fn fifty_containers_start_at_once() {
+fn fifty_containers_that_start_at_once_all_get_tokens() {
     let session = Session::offline(IDENTITIES, &[]);
     let arguments = ["-n", "50", "-p", "50"];
     let (report, faultless) = report("stress.py", &session.socket, &arguments);
     assert!(faultless, "{report}\n{}", session.said());
 }
 
-/// What the two measures are for: the same containers without our wait lose exit codes, and attached by events
-/// they ask too soon. A race is not lost every time, so batches go on until one of each was lost.
+/// Shows why the proxy is needed: without our wait, the same containers lose exit codes, and if attached by
+/// events they ask too soon. The race is not lost every time, so batches repeat until each loss has happened.
 #[test]
 fn without_the_proxy_codes_and_attachments_get_lost() {
     let internal = Internal::new();
@@ -68,7 +68,8 @@ fn without_the_proxy_codes_and_attachments_get_lost() {
     });
 }
 
-/// Runs the script at the engine itself until it reports a loss; one that never comes says that our way proves nothing.
+/// Runs the script directly at the engine until it reports a loss; if none happens, the other tests prove
+/// nothing.
 fn lost(script: &str, arguments: &[&str], losses: impl Fn(&Value) -> Option<u64>) {
     for _ in 0..5 {
         let (report, _) = report(script, &engine_socket(), arguments);
@@ -80,11 +81,11 @@ fn lost(script: &str, arguments: &[&str], losses: impl Fn(&Value) -> Option<u64>
     panic!("{script}: nothing was lost in 300 containers");
 }
 
-/// A thief: past every session, at an address that was somebody's, it asks until it is removed.
+/// An attacker: started by the engine itself at an address that another had, it asks until it is removed.
 struct Attacker(Container);
 
 impl Attacker {
-    /// Grabs the address in the moment in which the engine lets go of it.
+    /// Takes the address at the moment when the engine frees it.
     fn at(network: &str, relay: &str, address: &str) -> Self {
         let script = "while :; do curl -s --noproxy '*' -m 4 -w '\\nHTTP %{http_code}\\n' -H Metadata-Flavor:Google \
                       \"$0\"; sleep 0.1; done";
@@ -102,10 +103,10 @@ impl Attacker {
         raw(&["logs", &self.0.0]).matches("\nHTTP ").count()
     }
 
-    /// Ends it after at least one more answer: how many it had, none of which was a token.
+    /// Ends it after at least one more answer; returns how many answers it got, none of which was a token.
     fn caught(self) -> usize {
         let before = self.answers();
-        until("the thief is answered", Duration::from_secs(10), || self.answers() > before);
+        until("the attacker gets an answer", Duration::from_secs(10), || self.answers() > before);
         raw(&["kill", &self.0.0]);
         let told = raw(&["logs", &self.0.0]);
         assert!(!told.contains("access_token"), "{told}");
@@ -115,8 +116,8 @@ impl Attacker {
     }
 }
 
-/// The smallest pool, two identities in turn, and at the address of the last one a thief, who is still there and
-/// asking when the next one is created. While it is there, nobody on that network is answered.
+/// The smallest pool, two identities in turn, and an attacker at the last container's address that still asks
+/// while the next container is created. While it is there, no container on that network gets an answer.
 #[test]
 fn a_reused_address_gives_nothing_to_a_container_waiting_there() {
     let rules: String = ["reader", "writer"]
@@ -137,7 +138,7 @@ fn a_reused_address_gives_nothing_to_a_container_waiting_there() {
         let victim =
             Container::of(&session, &["--rm", "--label", &label, &task_image(), "sh", "-c", &command]);
         let at = address(&session, &victim);
-        // The lease is there, and its container does not run yet.
+        // The lease exists, but its container does not run yet.
         if let Some(attacker) = attacker.take() {
             answers += attacker.caught();
         }

@@ -1,4 +1,4 @@
-//! What a person sees: the whole terminal output of the demo, and the other two forms.
+//! What a person sees: all of the demo's output on the terminal, and the two other forms of output.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,13 +9,13 @@ use crate::support::session::{Folder, Kfp, PROGRAM, engine_socket, is_sometimes,
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The session's own: a second network, or a bridge in place of the default one.
+/// Whether it is a network of a session: a second network, or a bridge in place of the default one.
 fn is_network(name: &str) -> bool {
     let session = name.strip_suffix("-bridge").unwrap_or(name).strip_prefix("kfp-creds-");
     session.is_some_and(|id| id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// Ids, addresses and times as words; the rest as it is.
+/// The line with placeholders for ids, addresses and times.
 fn normal(line: &str) -> String {
     let digits = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
     let word = |word: &str| {
@@ -41,7 +41,7 @@ fn normal(line: &str) -> String {
     words.join(" ")
 }
 
-/// Parallel containers end in any order: the lines of each stand together, in the order of attaching.
+/// Parallel containers end in any order, so this groups the lines of each, in the order of attaching.
 fn by_container<'a>(lines: &[&'a str]) -> Vec<&'a str> {
     let id = |line: &str| {
         let rest = line.rsplit_once('(').filter(|_| line.starts_with("attached"));
@@ -66,7 +66,7 @@ fn by_container<'a>(lines: &[&'a str]) -> Vec<&'a str> {
     sorted
 }
 
-/// Everything that `scripts/demo` shows from its command line on, with words for what changes from run to run.
+/// The output of `scripts/demo` from its command line on, with placeholders for what changes from run to run.
 fn shown(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let ours = |line: &&str| line.starts_with("kfp-creds: ");
@@ -91,7 +91,7 @@ fn golden() -> String {
 fn the_demo_prints_the_golden_lines() {
     let (kfp, folder) = (Kfp::newest(), Folder::new("demo"));
     let environment = program(&folder.0);
-    // One terminal for both streams.
+    // One terminal for stdout and stderr.
     let mut demo = Command::new("sh");
     demo.env_clear().envs(environment.get_envs().filter_map(|(name, value)| Some((name, value?))));
     demo.args(["-c", "exec \"$0\" --built \"$@\" 2>&1", &format!("{ROOT}/scripts/demo"), PROGRAM])
@@ -109,9 +109,9 @@ fn the_demo_prints_the_golden_lines() {
     );
 }
 
-/// What the guide shows is a copy of such a run, whole.
+/// The guide contains a whole copy of such a run.
 #[test]
-fn the_readme_shows_what_the_demo_shows() {
+fn the_guide_shows_the_output_of_the_demo() {
     let readme = std::fs::read_to_string(Path::new(ROOT).join("docs/guide/first-run.md")).unwrap();
     let block = readme.split("```text\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     assert!(shown(block) == golden(), "{}", shown(block));

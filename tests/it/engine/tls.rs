@@ -8,14 +8,14 @@ use crate::support::raw::{ask, token, until};
 use crate::support::served::Served;
 use crate::support::session::{Folder, python, raw, task_image};
 
-/// A session, and the directory of its certificates, which the session makes.
+/// A session, and the directory of the certificates that it makes.
 fn served(folder: &Folder) -> (Served, PathBuf) {
     let tls = folder.0.join("its certificates");
     let served = Served::start(&folder.0, &["--all", "--tls", tls.to_str().unwrap()]);
     (served, tls)
 }
 
-/// A program with the variables that the ready line gives it, and nothing else about engines.
+/// A program with only the variables of the ready line.
 fn client(served: &Served, name: &str) -> Command {
     let mut command = Command::new(name);
     command.env_clear().env("PATH", std::env::var("PATH").unwrap()).env("NO_GCE_CHECK", "true");
@@ -42,11 +42,11 @@ fn dockers_clients_use_a_session_with_its_certificates() {
     assert_eq!(Path::new(&served.variable("DOCKER_CERT_PATH")), tls.canonicalize().unwrap());
     assert!(served.variable("DOCKER_HOST").starts_with("tcp://127.0.0.1:"));
     let image = task_image();
-    // A token, and so the whole of an attached container's life.
+    // A token, and with it the whole life of an attached container.
     let out = client(&served, "docker").args(["run", "--rm", &image, "sh", "-c", &ask()]).output().unwrap();
     assert!(out.status.success(), "{}", said(&out));
     assert!(token(&String::from_utf8(out.stdout).unwrap())["container"].is_string());
-    // The end of stdin reaches the container, and its output still comes.
+    // The container sees the end of stdin, and its output still arrives.
     let mut cat = client(&served, "docker")
         .args(["run", "--rm", "-i", &image, "sh", "-c", "cat; echo the end; exit 6"])
         .stdin(Stdio::piped())
@@ -56,7 +56,7 @@ fn dockers_clients_use_a_session_with_its_certificates() {
     std::io::Write::write_all(&mut cat.stdin.take().unwrap(), b"said\n").unwrap();
     let out = cat.wait_with_output().unwrap();
     assert_eq!((out.status.code(), out.stdout.as_slice()), (Some(6), &b"said\nthe end\n"[..]));
-    // docker-py, with which kfp works; and what wins over its ca.pem.
+    // docker-py, which kfp uses; and the variable that overrides its ca.pem.
     let run = |bundle: Option<&str>| {
         let mut command = client(&served, &python());
         command.args(["-c", PYTHON, &image]);
@@ -71,7 +71,7 @@ fn dockers_clients_use_a_session_with_its_certificates() {
     assert!(!out.status.success() && said(&out).contains("CERTIFICATE_VERIFY_FAILED"), "{}", said(&out));
     let unset = served.ready["unset"].as_array().unwrap();
     assert!(unset.iter().any(|name| name == "REQUESTS_CA_BUNDLE"), "{unset:?}");
-    // No certificate, and one of somebody else.
+    // Without a certificate, and with one of another CA.
     let out = client(&served, "docker").env("DOCKER_CERT_PATH", &other).arg("version").output().unwrap();
     assert!(!out.status.success(), "{}", said(&out));
     std::fs::copy(tls.join("ca.pem"), other.join("ca.pem")).unwrap();
@@ -80,7 +80,7 @@ fn dockers_clients_use_a_session_with_its_certificates() {
 }
 
 #[test]
-fn certificates_go_with_their_session_also_if_it_is_killed() {
+fn certificates_are_removed_even_if_the_session_is_killed() {
     let folder = Folder::new("tls");
     let (mut first, tls) = served(&folder);
     let files = ["ca.pem", "cert.pem", "key.pem"].map(|name| tls.join(name));
@@ -99,7 +99,7 @@ fn certificates_go_with_their_session_also_if_it_is_killed() {
     until("its relay has ended", Duration::from_secs(10), || {
         raw(&["ps", "-q", "--filter", &label, "--filter", "status=running"]).is_empty()
     });
-    // The next session removes them, though it has none itself.
+    // The next session removes them, although it makes none itself.
     let next = Served::start(&folder.0, &[]);
     until("they are swept", Duration::from_secs(10), || files.iter().all(|file| !file.exists()));
     assert!(link.symlink_metadata().is_err());

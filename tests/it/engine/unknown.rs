@@ -1,5 +1,5 @@
-//! Tasks that do not show which one they are, and the names of those that do: what `explain --kfp` promises is what a
-//! real run gives.
+//! Tasks that cannot be identified, and the names of those that can: `explain --kfp` predicts what a real run
+//! gives.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -37,7 +37,7 @@ fn explained(config: &str, file: &str) -> Vec<(String, String)> {
     text.split("\n\n").map(block).collect()
 }
 
-/// Who was attached, and as what.
+/// The tasks that were attached, and their identities.
 fn attached(ran: &Ran) -> BTreeSet<(String, String)> {
     let word = |line: &str, at: usize| line.split_whitespace().nth(at).unwrap().to_string();
     ran.said("attached").into_iter().map(|line| (word(line, 1), word(line, 3))).collect()
@@ -80,7 +80,7 @@ fn doubtful(kfp: &Kfp) {
         all.iter().map(|(task, identity)| (task.to_string(), identity.to_string())).collect()
     };
 
-    // By default such a task gets nothing, and one line says which rule and what to do.
+    // By default such a task gets no identity, and one line names the rule and what to do.
     let ran = kfp.pipeline(UPLOADS, &[], "uploads", &[]);
     ran.report();
     assert_eq!(attached(&ran), pairs(&[("uploads/prepare", "default")]), "{}", ran.stderr);
@@ -95,7 +95,7 @@ fn doubtful(kfp: &Kfp) {
     let text = explains(UPLOADS, "uploads/upload");
     assert!(text.contains("unknown when it runs") && text.contains("no identity: whether rule 1"), "{text}");
 
-    // Or what the config says.
+    // Or it gets the identity that the config names.
     let config = format!("unknown = \"little\"\n{UPLOADS}");
     let ran = kfp.pipeline(&config, &[], "uploads", &[]);
     ran.report();
@@ -109,7 +109,7 @@ fn doubtful(kfp: &Kfp) {
     assert_eq!(said, 2, "{}", ran.stderr);
     assert!(explains(&config, "uploads/look").contains("identity      little"));
 
-    // Without rules on what is unknown, nothing changes.
+    // If no rule depends on unknown values, nothing changes.
     let ran = kfp.pipeline("unknown = \"little\"\n[identity.little]\n", &[], "uploads", &[]);
     ran.report();
     assert_eq!(
@@ -119,7 +119,7 @@ fn doubtful(kfp: &Kfp) {
         ran.stderr
     );
 
-    // The compiled pipeline knows them.
+    // The compiled pipeline has the values.
     let config = format!("compiled_pipelines = [\"{file}\"]\n{UPLOADS}");
     let own = folder.0.join("own.toml");
     std::fs::write(&own, &config).unwrap();
@@ -131,7 +131,7 @@ fn doubtful(kfp: &Kfp) {
 }
 
 #[test]
-fn a_rule_that_could_match_is_not_passed_over_in_a_real_run() {
+fn a_rule_that_could_match_is_not_skipped_in_a_real_run() {
     doubtful(&Kfp::newest());
 }
 
@@ -144,7 +144,7 @@ fn with_the_oldest_kfp_a_possible_rule_is_not_skipped() {
 #[test]
 fn a_command_of_a_task_replaces_the_entrypoint_of_its_image() {
     let newest = Kfp::newest();
-    // The name as Podman has it, so that kfp finds it there and does not pull it.
+    // The name as Podman stores it, so that kfp finds the image and does not pull it.
     let image = format!("localhost/kct-entry:{}", std::process::id());
     let container = raw(&["create", &newest.image, "true"]);
     raw(&[
@@ -166,7 +166,7 @@ fn a_command_of_a_task_replaces_the_entrypoint_of_its_image() {
     raw(&["rmi", &image]);
 }
 
-/// What runs as a process has the person's own login, which is not what was asked for.
+/// Processes use the person's own login, although the config requests an impersonated account.
 #[test]
 fn a_run_without_containers_says_whose_login_was_used() {
     const PIPELINE: &str = "pipeline@target-project.iam.gserviceaccount.com";

@@ -1,4 +1,5 @@
-//! What of ours clients see: nothing in lists, no network in what they look at, nothing in images of containers.
+//! What clients see of our objects: nothing in lists, no network when they inspect a container, nothing in
+//! images of containers.
 
 use serde_json::Value;
 
@@ -40,17 +41,17 @@ fn seen(config: &str) {
         let all: Value = serde_json::from_str(&all).unwrap();
         assert_eq!(all.as_object().unwrap().keys().collect::<Vec<_>>(), ["bridge"]);
     }
-    // One address, and the right one.
+    // Exactly one address, and the right one.
     let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
     let address = session.ok(&["inspect", "-f", format, &container.0]);
     let networks = inspect(&container.0)["NetworkSettings"]["Networks"].clone();
     let own = [networks.get("bridge"), networks.get(&network)].into_iter().flatten().next().unwrap();
     assert_eq!(address, own["IPAddress"]);
-    // The engine itself shows them, and what is named outright can be looked at.
+    // The engine itself shows them, and a client that names one can inspect it.
     assert!(raw(&["ps", "--format", "{{.Names}}"]).contains(&relay));
     assert!(inspect(&container.0)["NetworkSettings"]["Networks"].to_string().contains("kfp-creds"));
     session.ok(&["inspect", &relay]);
-    // What scripts do with a list.
+    // What scripts do with the output of a list.
     let all = session.ok(&["ps", "-aq", "--filter", &format!("id={}", container.0)]);
     session.ok(&["rm", "-f", &all]);
     let (code, said) = session.end();
@@ -58,9 +59,9 @@ fn seen(config: &str) {
     assert!(!said.contains("is reserved"), "{said}");
 }
 
-/// Committed in one session, run without any and in a later one.
+/// An image committed in one session, used without a session and in a later one.
 #[test]
-fn an_image_of_a_container_has_nothing_of_ours() {
+fn a_committed_image_contains_nothing_of_ours() {
     let first = Session::offline("", &["--all"]);
     let second = Session::offline("", &["--all"]);
     let image = format!("kct-committed:{}", std::process::id());
@@ -75,7 +76,7 @@ fn an_image_of_a_container_has_nothing_of_ours() {
         set.split_once('=').is_some_and(|(name, _)| name.contains("GCE_") || name.contains("CLOUD"))
     };
     assert_eq!(env.iter().find(set), None, "{env:?}");
-    // What the user excepts stays, in both spellings.
+    // The user's exceptions stay, in both spellings.
     assert!(!env.iter().any(|set| set.contains("169.254.") || set.contains("metadata.google")), "{env:?}");
     assert_eq!(config["Labels"]["kfp-creds.session"], "");
     let seen = raw(&["run", "--rm", "--network", "none", &image, "env"]);
@@ -92,9 +93,9 @@ fn an_image_of_a_container_has_nothing_of_ours() {
     docker_at(&engine_socket(), &["rmi", &image]);
 }
 
-/// The container has it, its neighbours do not find it.
+/// The container resolves its own name; its neighbours do not.
 #[test]
-fn a_whole_host_name_does_not_cost_the_identity() {
+fn a_container_with_a_full_host_name_gets_an_identity() {
     let session = Session::offline("", &["--all"]);
     let image = task_image();
     for name in
@@ -107,7 +108,7 @@ fn a_whole_host_name_does_not_cost_the_identity() {
         let look = "getent hosts dev.corp.example || echo nobody";
         assert_eq!(session.ok(&["run", "--rm", &image, "sh", "-c", look]), "nobody");
     }
-    // On a network of the user's own it is found as before, and beside other aliases.
+    // On a network of the user, others still find the name, also beside other aliases.
     let own = crate::support::raw::Internal::new();
     for more in [&[][..], &["--network-alias", "store"]] {
         let host = ["run", "-d", "--network", &own.0, "--hostname", "db.corp.example"];
@@ -119,7 +120,7 @@ fn a_whole_host_name_does_not_cost_the_identity() {
     }
 }
 
-/// `~/.docker/config.json` names proxies by the engine's own address, and clients dial ours.
+/// `~/.docker/config.json` has proxies for the engine's own address, but clients connect to ours.
 #[test]
 fn proxies_for_the_engines_address_are_applied() {
     let folder = Folder::new("proxies");
@@ -148,7 +149,7 @@ fn proxies_for_the_engines_address_are_applied() {
     assert_eq!(count("NO_PROXY=own.example,metadata.google.internal"), 2, "{seen}");
 }
 
-/// Build arguments too, which docker sets from the same entries, with either builder.
+/// docker sets build arguments from the same entries, with either builder.
 #[test]
 fn proxies_for_the_engines_address_reach_builds() {
     let folder = Folder::new("build-proxies");
@@ -163,7 +164,7 @@ fn proxies_for_the_engines_address_reach_builds() {
     std::fs::write(folder.0.join("Dockerfile"), file).unwrap();
     for kit in ["0", "1"] {
         let build = format!("DOCKER_BUILDKIT={kit} docker build --no-cache --network none .");
-        // BuildKit takes both spellings for one variable, and either for its value.
+        // BuildKit treats both spellings as one variable, and may use the value of either.
         let asked = "--build-arg HTTP_PROXY=http://asked --build-arg http_proxy=http://asked --network";
         let asked = build.replace("--network", asked);
         for (build, seen) in [

@@ -1,4 +1,5 @@
-//! Entra is busy and says for how long: Azure's library waits as long as this program tells it, and asks once more.
+//! Entra is busy and sends a Retry-After: Azure's library waits as long as this program says, and asks once
+//! more.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +11,7 @@ use crate::support::fake_entra::{APP, FakeEntra, STORAGE, TENANT, Trust};
 use crate::support::served::Served;
 use crate::support::session::{Folder, program};
 
-/// Longer than the source waits by itself (5 s), and than the library's own pauses of 0.8 and 1.6 s.
+/// Longer than the source itself waits (5 s), and than the library's own pauses of 0.8 and 1.6 s.
 const PAUSE: Duration = Duration::from_secs(6);
 
 const SECRET: &str = "canary-client-secret";
@@ -20,7 +21,8 @@ pub(super) fn python_of_clouds() -> PathBuf {
     Path::new(&clients).join("venv-clouds/bin/python")
 }
 
-/// A session whose tokens of Azure come from `entra`. At its start it asks for one of the first resource, not of the client's.
+/// A session with tokens of Azure from `entra`. At its start it requests one for the first resource, which
+/// the client does not use.
 fn session(folder: &Folder, entra: &FakeEntra) -> Served {
     let config = format!(
         "[azure]\ncredentials = \"environment\"\n[identity.default]\ngoogle = false\n[identity.default.azure]\nresources = [\"https://vault.azure.net\", {STORAGE:?}]\n\
@@ -61,7 +63,7 @@ fn azures_library_waits_as_long_as_entra_asks_for() {
     assert!(took >= PAUSE, "it came back after {took:?}");
     let statuses: Vec<u16> = entra.seen()[before..].iter().map(|seen| seen.status).collect();
     assert_eq!(statuses, [429, 200]);
-    // Without the header the library would have come back after 0.8 s, and again.
+    // Without the header the library would have asked again after 0.8 s, and once more later.
     served.signal("-TERM");
     assert!(served.ended(Duration::from_secs(10)).is_some());
     let log = std::fs::read_to_string(folder.0.join("audit.jsonl")).unwrap();

@@ -1,6 +1,7 @@
-//! Real clients of AWS and Azure, unmodified, in front of this program: `tests/python/clients/clouds.py` runs them, with
-//! moto (which checks signatures and session tokens) and azurite (which takes tokens of Entra) behind them. What was
-//! seen is the section of `docs/internals/clients.md` about both clouds.
+//! Real clients of AWS and Azure, unmodified, with this program as their server:
+//! `tests/python/clients/clouds.py` runs them, with moto (which checks signatures and session tokens) and
+//! azurite (which accepts tokens of Entra) behind them. The section of `docs/internals/clients.md` about both
+//! clouds has the results.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,7 +13,7 @@ use serde_json::Value;
 use super::{book, list, note, of_an_earlier_run, optional, text};
 use crate::support::session::{PROGRAM, python};
 
-/// The section of the document that is this test's.
+/// The section of the document that this test writes.
 const HEADING: &str = "## AWS and Azure";
 
 /// Cells of the first table: key and heading.
@@ -28,13 +29,14 @@ const BEARS: [(&str, &str); 5] = [
     ("absent", "cloud is absent"),
 ];
 
-/// Verdicts that need no word of explanation.
+/// Verdicts that need no explanation.
 const GOOD: [&str; 4] = ["yes", "asks again", "keeps it", "shown"];
 
-/// How long a client may look for a cloud that is not there. Only who tries on is slower, and has a note.
+/// How long a client may look for a cloud that does not exist. Only a client that keeps trying takes longer,
+/// and has a note.
 const LOOKS: f64 = 15.0;
 
-/// How long google-auth may look for Google where the identity has AWS and Azure alone.
+/// How long google-auth may look for Google if the identity has only AWS and Azure.
 const GOOGLE_LOOKS: f64 = 3.0;
 
 const HEAD: &str = "
@@ -92,7 +94,9 @@ fn every_client_of_aws_and_azure_finds_its_credentials() {
     if before != after {
         let changed: Vec<_> =
             after.iter().filter(|(key, cells)| before.get(*key) != Some(*cells)).take(5).collect();
-        panic!("docs/internals/clients.md was not what was seen; it is rewritten now, look: {changed:?} ...");
+        panic!(
+            "docs/internals/clients.md differed from the results; it is rewritten now, look: {changed:?} ..."
+        );
     }
 }
 
@@ -101,19 +105,19 @@ fn without(document: &str) -> &str {
     document.split_once(&format!("\n{HEADING}\n")).map_or(document, |(before, _)| before)
 }
 
-/// This test's section of a document, with its heading; empty where there is none.
+/// This test's section of a document, with its heading; empty if there is none.
 pub(super) fn kept(document: &str) -> String {
     let found = document.split_once(&format!("\n{HEADING}\n"));
     found.map_or_else(String::new, |(_, section)| format!("\n{HEADING}\n{section}"))
 }
 
-/// Azure's clients ask for no region.
+/// Azure's clients need no region.
 fn applies(row: &Value, cell: &str) -> bool {
     cell != "region" || text(row, "cloud") == "aws"
 }
 
-/// Why a row cannot stand: a verdict without its reason, a reason without its verdict, a client that died or looked
-/// for too long.
+/// What is wrong with a row: a verdict without its reason, a reason without its verdict, a client that died
+/// or looked for too long.
 fn fault(row: &Value) -> Option<String> {
     let mut found = String::new();
     for (cell, heading) in FINDS.iter().chain(&BEARS).filter(|(cell, _)| applies(row, cell)) {
@@ -143,14 +147,14 @@ fn google_fault(google: &Value) -> Option<String> {
     (!good).then(|| format!("google-auth where there is no Google: {google}"))
 }
 
-/// A session that cannot be had ends the program before a client could wait for it.
+/// If the session cannot be had, the program ends before a client could wait for it.
 fn forbidden_fault(forbidden: &Value) -> Option<String> {
     let said = forbidden["said"].as_str().unwrap_or_default();
     let good = forbidden["code"] == 66 && said.contains("kfp-forbidden") && said.contains("AccessDenied");
     (!good).then(|| format!("a role that may not be assumed, at the start: {forbidden}"))
 }
 
-/// The section, with what `was` says of clients that are not on this machine.
+/// The section, with the earlier text about clients that are not on this machine.
 fn document(seen: &Value, was: &str) -> String {
     let rows = list(seen, "rows");
     let mut out = String::from(HEAD);
@@ -192,8 +196,8 @@ fn document(seen: &Value, was: &str) -> String {
     out
 }
 
-/// The lines of a part of the section as it was, about clients that are not on this machine. The parts are two tables, notes,
-/// what is read, and what is asked.
+/// The earlier lines of a part of the section, for clients that are not on this machine. The parts are two
+/// tables, notes, what is read, and what is requested.
 fn earlier(out: &mut String, seen: &Value, was: &str, part: usize) {
     let begins = |line: &str| {
         line.starts_with("| client |") || [NOTES, READS].iter().any(|head| head.trim().starts_with(line))
@@ -208,7 +212,7 @@ fn earlier(out: &mut String, seen: &Value, was: &str, part: usize) {
     }
 }
 
-/// Whether a line is a row of the client in its form, or a note about it.
+/// Whether a line is the client's row in this form, or a note about it.
 fn is_about(line: &str, absent: &Value) -> bool {
     let (name, family, form) = (text(absent, "name"), text(absent, "family"), text(absent, "form"));
     [
@@ -238,8 +242,8 @@ fn table(out: &mut String, rows: &[Value], cells: &[(&str, &str)], with_version:
     }
 }
 
-/// What the section claims: the rows of both tables without versions, and the notes. What is read and asked may
-/// differ from machine to machine.
+/// The claims of the section: the rows of both tables without versions, and the notes. What is read and
+/// requested may differ between machines.
 fn verdicts(section: &str) -> BTreeMap<(usize, String), Vec<String>> {
     let (claims, _) = section.split_once("### What a person reads").unwrap_or((section, ""));
     let mut found = BTreeMap::new();

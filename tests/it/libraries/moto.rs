@@ -1,8 +1,9 @@
-//! `cut-off --deny-aws` at moto's IAM, which checks signatures, permissions and the form of policies. The session itself
-//! and what calls it may still make are moto's, too.
+//! `cut-off --deny-aws` with moto's IAM, which checks signatures, permissions and the form of policies. moto
+//! also makes the session and judges its calls.
 //!
-//! moto (5.2) gives policies no `aws:userid`, and takes a condition that it cannot judge for a denial. So it denies every
-//! session of the role; that the policy denies one alone is shown by the fake of `aws_source` and is AWS's documentation.
+//! moto (5.2) has no `aws:userid` for policies, and denies if it cannot judge a condition. So it denies every
+//! session of the role; the fake of `aws_source` and AWS's documentation show that the policy denies only
+//! one.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -52,7 +53,7 @@ impl Moto {
         self.about.pointer(pointer).and_then(Value::as_str).unwrap_or_else(|| panic!("{pointer}")).into()
     }
 
-    /// The person's keys as boto3 takes them.
+    /// The person's keys, as boto3 takes them.
     fn person(&self) -> Value {
         json!({
             "aws_access_key_id": self.text("/keys/AWS_ACCESS_KEY_ID"),
@@ -75,7 +76,7 @@ impl Moto {
 
 impl Drop for Moto {
     fn drop(&mut self) {
-        // At the end of its stdin it ends moto.
+        // moto ends when its stdin ends.
         drop(self.child.stdin.take());
         let _ = self.child.wait();
     }
@@ -125,7 +126,7 @@ async fn motos_iam_takes_the_policy_and_denies_the_session() {
     let other = aws.session(&ask(&role, "b")).await.unwrap();
     assert_eq!(moto.call(&keys(&other), "list", ""), "AccessDenied");
 
-    // What the command prints to undo it; so it was this policy.
+    // The command prints how to undo the denial with this policy, so the policy caused it.
     assert_eq!(moto.call(&person, "undo", &deny.policy_name()), "removed");
     assert_eq!(moto.call(&keys(&session), "list", ""), "listed");
 }

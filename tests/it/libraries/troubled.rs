@@ -1,5 +1,5 @@
-//! The source is in trouble, and not the way to the server: a real credential whose Google answers 503 when the
-//! session starts, for 3 s more from the first request of a container on, and then for a while 2 s late.
+//! The source fails, and not the way to the server: a real credential whose Google answers 503 at the start
+//! of the session, for 3 s more from a container's first request on, and then for a while answers 2 s late.
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -22,10 +22,11 @@ const CLIENTS: [&str; 6] = [
 
 const STEPS: [&str; 5] = ["detect", "token", "again@3.5", "again@4", "again@4.5"];
 
-/// What the tries of the session's first mint come to.
+/// The attempts of the session's first mint.
 const TRIES: u32 = 3;
 
-/// What libraries say that take this for another place: then they look elsewhere and never come back.
+/// What libraries print if they conclude that they run elsewhere: then they use other sources and never
+/// return.
 const ELSEWHERE: [&str; 6] = [
     "default credentials",
     "DefaultCredentialsError",
@@ -35,7 +36,7 @@ const ELSEWHERE: [&str; 6] = [
     "Unable to detect a Project Id",
 ];
 
-/// A socket that leads to `google` from a network namespace too. Ends with the test process.
+/// A socket that leads to `google` from inside a network namespace. Ends with the test process.
 fn way_out(folder: &Path, google: &FakeGoogle) -> String {
     let (path, to) = (folder.join("google"), google.address());
     let listener = UnixListener::bind(&path).unwrap();
@@ -67,7 +68,7 @@ fn seen(client: &str, source: &Value) -> Value {
     rows[0].clone()
 }
 
-/// What is not as a person would have it with this client.
+/// What went wrong with this client.
 fn fault(client: &str, credential: &dyn Fn(&FakeGoogle) -> String) -> Option<String> {
     let (google, folder) = (FakeGoogle::start(), Folder::new("troubled"));
     let file = folder.0.join("credential.json");
@@ -81,7 +82,8 @@ fn fault(client: &str, credential: &dyn Fn(&FakeGoogle) -> String) -> Option<Str
     let good = |step: &str| steps[step].is_object() && error(step).is_none();
     let errors: Vec<&str> = STEPS.into_iter().filter_map(error).collect();
     let elsewhere = errors.iter().any(|error| ELSEWHERE.iter().any(|words| error.contains(words)));
-    // Who gives up says what it was told, that it may work in a moment; Node's newest, that its 3 s were up.
+    // A client that gives up shows the server's message, which says to ask again; Node's newest shows that
+    // its 3 s were over.
     let words = ["503", "ask again", "operation was aborted"];
     let told = errors.iter().all(|error| words.iter().any(|words| error.contains(words)));
     let at_first = text(&row, "log").contains("no token yet: ");
@@ -91,7 +93,7 @@ fn fault(client: &str, credential: &dyn Fn(&FakeGoogle) -> String) -> Option<Str
     (!well).then(|| format!("{client}: {steps}\n{}{calls:?}", text(&row, "log")))
 }
 
-/// All at a time, each with a Google of its own: they wait more than they work.
+/// All clients run at the same time, each with its own Google: they mostly wait.
 fn bear(credential: impl Fn(&FakeGoogle) -> String + Sync) {
     let faults: Vec<String> = std::thread::scope(|scope| {
         let runs = CLIENTS.map(|client| scope.spawn(|| fault(client, &credential)));
@@ -101,11 +103,11 @@ fn bear(credential: impl Fn(&FakeGoogle) -> String + Sync) {
 }
 
 #[test]
-fn clients_of_a_key_have_their_token_in_the_end() {
+fn clients_with_a_key_get_their_token_after_an_outage() {
     bear(|google| google.service_account("loader@sa-project.iam.gserviceaccount.com", rsa_key()));
 }
 
 #[test]
-fn clients_of_a_login_have_their_token_in_the_end() {
+fn clients_with_a_login_get_their_token_after_an_outage() {
     bear(|google| google.user("somebody@example.com"));
 }

@@ -1,4 +1,4 @@
-//! The Security Token Service: logins of workforce pools, and tokens that are narrowed down.
+//! The Security Token Service: logins of workforce pools, and tokens with a narrower boundary.
 
 use std::collections::HashMap;
 
@@ -9,9 +9,9 @@ use super::*;
 #[derive(Default)]
 pub(super) struct State {
     logins: Vec<User>,
-    /// What each narrowed token was narrowed to.
+    /// The boundary of each narrowed token.
     narrowed: HashMap<String, Value>,
-    /// Whether an answer to a boundary leaves the life out, as for tokens of service accounts.
+    /// Whether answers to a boundary leave out the lifetime, as for tokens of service accounts.
     endless: bool,
 }
 
@@ -48,12 +48,13 @@ impl FakeGoogle {
         })
     }
 
-    /// What this token was narrowed down to: the `options` as they came.
+    /// The boundary of this token: the `options` of the request.
     pub(crate) fn boundary_of(&self, token: &str) -> Option<Value> {
         self.set(|state| state.sts.narrowed.get(token).cloned())
     }
 
-    /// For a service beside this one, which has more to exchange: a token that this one knows, for a narrower one.
+    /// Exchanges a token of this server for a narrower one, for another service that has more kinds of
+    /// exchanges.
     pub(crate) fn narrow(
         &self,
         authorization: Option<&str>,
@@ -62,7 +63,7 @@ impl FakeGoogle {
         self.set(|state| narrow(state, authorization, form))
     }
 
-    /// Answers to boundaries say nothing of a life.
+    /// Answers to a boundary leave out the lifetime.
     pub(crate) fn leave_lives_out(&self) {
         self.set(|state| state.sts.endless = true);
     }
@@ -101,7 +102,7 @@ fn refresh(
     let pair = pair.and_then(|pair| String::from_utf8(pair).ok()).unwrap_or_default();
     let is_client = |user: &User| format!("{}:{}", user.client_id, user.client_secret) == pair;
     let at = state.sts.logins.iter().position(is_client).ok_or_else(|| oauth_error(401, "invalid_client"))?;
-    // The client is in the header, and nothing beside the grant is asked for.
+    // The client is in the header, and the form contains only the grant.
     if form.len() != 2 || form.get("grant_type").map(String::as_str) != Some("refresh_token") {
         return Err(oauth_error(400, "invalid_request"));
     }
@@ -119,7 +120,7 @@ fn refresh(
     Ok(answer)
 }
 
-/// The options are read as strictly as the real service reads them.
+/// Parses the options as strictly as the real service.
 fn narrow(
     state: &mut super::State,
     authorization: Option<&str>,

@@ -10,34 +10,34 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::context::{self, Context, Told};
+use super::context::{self, Context, MessageFindings};
 use super::message::{Messages, Unread};
 use super::upload::Upload;
 use crate::docker::proxy::texts::FoundKey;
 
-/// A finding while an answer passes.
+/// Something to decide on or to report while an answer passes.
 #[derive(Debug)]
-pub(super) enum Matter {
+pub(super) enum GuardReport {
     /// Keys, one text each.
     Found(Vec<FoundKey>),
     /// The answer cannot be judged any further; the reason.
     Unread(&'static str),
     /// Something passes unchecked; what, and why.
     Unverified(String),
-    /// Something passes, and the person should be told.
+    /// Something passes, and a person should know about it.
     Note(String),
 }
 
-/// Decides on a [`Matter`] and reports it. An error is the text for the engine, and ends the answer.
-pub(super) type Decide = Arc<dyn Fn(&str, Matter) -> Result<(), String> + Send + Sync>;
+/// Decides on a [`GuardReport`] and reports it. An error is the text for the engine, and ends the answer.
+pub(super) type Decide = Arc<dyn Fn(&str, GuardReport) -> Result<(), String> + Send + Sync>;
 
 /// Decides on everything found in one message.
-pub(super) fn decide(decide: &Decide, who: &str, told: Told) -> Result<(), String> {
+pub(super) fn decide(decide: &Decide, who: &str, told: MessageFindings) -> Result<(), String> {
     if !told.found.is_empty() {
-        decide(who, Matter::Found(told.found))?;
+        decide(who, GuardReport::Found(told.found))?;
     }
-    told.unverified.into_iter().try_for_each(|why| decide(who, Matter::Unverified(why)))?;
-    told.notes.into_iter().try_for_each(|note| decide(who, Matter::Note(note)))
+    told.unverified.into_iter().try_for_each(|why| decide(who, GuardReport::Unverified(why)))?;
+    told.notes.into_iter().try_for_each(|note| decide(who, GuardReport::Note(note)))
 }
 
 /// How an answer is parsed.
@@ -48,7 +48,7 @@ pub(super) enum Reading {
 }
 
 impl Reading {
-    fn push(&mut self, message: Bytes) -> Result<Told, Unread> {
+    fn push(&mut self, message: Bytes) -> Result<MessageFindings, Unread> {
         match self {
             Reading::Context(context) => context.push(message),
             Reading::Upload(upload) => upload.push(message),
@@ -63,14 +63,14 @@ impl Reading {
     }
 
     /// Called at the end of the answer.
-    fn end(&mut self) -> Told {
+    fn end(&mut self) -> MessageFindings {
         match self {
             Reading::Context(context) => context.end(),
             Reading::Upload(upload) => upload.end(),
         }
     }
 
-    /// Messages that still wait for a judgement, which will not come.
+    /// Returns the messages that still wait for a judgement; they will not be judged.
     fn give_up(&mut self) -> Vec<Bytes> {
         match self {
             Reading::Context(context) => context.give_up(),
@@ -79,7 +79,7 @@ impl Reading {
     }
 }
 
-/// A body that the client answers, judged on its way to the engine.
+/// The body of a client's answer, judged on its way to the engine.
 pub(super) struct JudgedBody<B = Incoming> {
     inner: B,
     /// Names the body in messages.
@@ -89,7 +89,7 @@ pub(super) struct JudgedBody<B = Incoming> {
     reading: Option<Reading>,
     decide: Decide,
     out: VecDeque<Bytes>,
-    /// Sent after everything before them.
+    /// Sent after everything in `out`.
     trailers: Option<HeaderMap>,
     ended: bool,
 }
@@ -114,8 +114,8 @@ impl<B> JudgedBody<B> {
         }
     }
 
-    /// Ends the answer. Of a context the engine gets the reason as a packet too: at the trailers of a failed call it
-    /// cancels what it is doing, and may then report the cancellation as the cause.
+    /// Ends the answer. For a context, the engine also gets the reason as a packet: when it receives the
+    /// trailers of a failed call, it cancels its work and may then report the cancellation as the cause.
     fn refuse(&mut self, why: &str) {
         self.out.clear();
         if let Some(Reading::Context(_)) = self.reading {
@@ -150,9 +150,10 @@ impl<B> JudgedBody<B> {
         }
     }
 
-    /// The answer cannot be judged: unless that is an error, `message` and everything after it passes.
+    /// Called if the answer cannot be judged any further. Unless `decide` makes that an error, `message` and
+    /// everything after it passes.
     fn unread(&mut self, why: &'static str, message: Option<Bytes>) -> Result<(), String> {
-        (self.decide)(&self.who, Matter::Unread(why))?;
+        (self.decide)(&self.who, GuardReport::Unread(why))?;
         let waiting = self.reading.take().map(|mut reading| reading.give_up()).unwrap_or_default();
         self.out.extend(waiting.into_iter().chain(message).chain(self.messages.rest()));
         Ok(())
@@ -238,14 +239,15 @@ mod tests {
     use super::*;
     use crate::guard::GuardRules;
 
-    /// Recorded from buildx 0.29: eight entries, of which `key.pem` consists of 1 704 times `@`.
+    /// Recorded from buildx 0.29: eight entries; the content of `key.pem` is `@`, 1 704 times.
     const CONTEXT: &[u8] =
         include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/buildkit/context.bin"));
     /// The archive that `docker build - <archive` sends; `key.pem` has the same content.
     const UPLOAD: &[u8] =
         include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/buildkit/upload.bin"));
 
-    /// Replaces `@` by a key of that length that opens nothing; made when the test runs.
+    /// Puts a key of the same length in place of `key.pem`'s content. It is made when the test runs and
+    /// opens nothing.
     fn with_key(recorded: &[u8]) -> Vec<u8> {
         let (dashes, label) = ("-".repeat(5), ["PRIVATE", "KEY"].join(" "));
         // The head of an RSA key in PKCS#8 (RFC 5208), then noise of the length that it declares.
@@ -309,7 +311,7 @@ mod tests {
         let decide: Decide = Arc::new(move |who, matter| {
             let text = format!("{who}: {matter:?}");
             kept.lock().unwrap().push(text.clone());
-            if deny && !matches!(matter, Matter::Unverified(_) | Matter::Note(_)) {
+            if deny && !matches!(matter, GuardReport::Unverified(_) | GuardReport::Note(_)) {
                 Err(text)
             } else {
                 Ok(())
@@ -334,8 +336,8 @@ mod tests {
 
     const SIZES: [usize; 5] = [1, 7, 1_000, 16_384, 1 << 20];
 
-    /// The messages in sorted order: those of a file wait for its end, so they may come later than recorded.
-    /// None is lost.
+    /// The messages in sorted order: those of a file wait for its end, so their order may differ from the
+    /// recording's.
     fn sorted(bytes: &[u8]) -> Vec<Bytes> {
         let mut messages = Messages::default();
         messages.push(Bytes::copy_from_slice(bytes)).unwrap();
@@ -346,7 +348,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_holds_no_key_passes_as_it_was() {
+    async fn contexts_without_a_key_pass_unchanged() {
         for size in SIZES {
             for (reading, bytes) in [(files(&[]), CONTEXT), (upload(&[]), UPLOAD)] {
                 let passed = pass(reading, bytes, size, true).await;
@@ -358,7 +360,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_is_withheld_and_the_engine_is_told_its_file() {
+    async fn a_key_is_withheld_and_the_engine_gets_its_file_name() {
         for size in SIZES {
             for (reading, recorded) in [(files(&[]), CONTEXT), (upload(&[]), UPLOAD)] {
                 let passed = pass(reading, &with_key(recorded), size, true).await;
@@ -397,7 +399,7 @@ mod tests {
 
     /// Where keys are refused, unparsable data ends the build; otherwise it passes, with everything after it.
     #[tokio::test]
-    async fn what_is_not_understood_ends_the_build() {
+    async fn unparsable_data_ends_the_build() {
         let named = message(&[0x12, 5, 0x0a, 1, b'a', 0x10, 4]);
         for (what, why) in [
             (vec![1, 0, 0, 0, 0], "a compressed message"),
@@ -409,7 +411,7 @@ mod tests {
             (message(&[0x08, 2, 0x08, 3]), "a message with a field that is there twice"),
             (message(&[0x08]), "a message that is not protobuf"),
         ] {
-            // The end of the file, so that the file is judged.
+            // The last message ends the file, so that the file is judged.
             let bytes = [&named[..], &what, &message(&[0x08, 2, 0x18, 9])].concat();
             let denied = pass(files(&[]), &bytes, 3, true).await;
             assert_eq!(denied.trailers.as_ref().unwrap()["grpc-status"], "7", "{why}");
@@ -420,7 +422,7 @@ mod tests {
         }
     }
 
-    /// Files whose packets interleave: only the beginning of a long one waits.
+    /// The packets of two files interleave; of a long file, only the beginning waits.
     #[tokio::test]
     async fn a_long_file_passes_once_its_beginning_is_judged() {
         let data = |id: u8, bytes: &[u8]| {
@@ -433,7 +435,7 @@ mod tests {
         let piece = vec![b'z'; 32 << 10];
         let mut context = Context::new(GuardRules::default());
         let mut push = |bytes: &[u8]| {
-            assert_eq!(context.push(Bytes::copy_from_slice(bytes)), Ok(Told::default()));
+            assert_eq!(context.push(Bytes::copy_from_slice(bytes)), Ok(MessageFindings::default()));
             std::iter::from_fn(|| context.release()).count()
         };
         assert_eq!(push(&message(&[0x12, 3, 0x0a, 1, b'a'])), 1);
@@ -450,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_one_line_of_what_grpc_permits() {
+    fn a_grpc_message_is_one_percent_encoded_line() {
         let headers = refused("100% of «a\nb»");
         assert_eq!(headers["grpc-message"], "100%25 of %C2%ABa?b%C2%BB");
     }

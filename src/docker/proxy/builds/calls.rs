@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::UnixStream;
 
-use super::answer::{Decide, JudgedBody, Matter, Reading, decide, refused, status};
+use super::answer::{Decide, GuardReport, JudgedBody, Reading, decide, refused, status};
 use super::context::Context;
 use super::control;
 use super::message::Unread;
@@ -85,7 +85,7 @@ pub(super) async fn carry(caller: End, answerer: End, judge: Judge) -> Result<()
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
         .max_header_list_size(HEADERS)
-        // Every cancelled call resets a stream, and their number is unlimited over a long connection.
+        // Every cancelled call resets a stream, and a long connection can have any number of cancelled calls.
         .max_local_error_reset_streams(None)
         .max_pending_accept_reset_streams(usize::MAX)
         .handshake(answerer.open()?)
@@ -114,9 +114,9 @@ async fn call(
 ) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path().to_string();
     if judge.tunnel == BuildTunnel::Control {
-        return Ok(match asked(request, &path, &judge).await {
-            Ok(request) => passed(client.send_request(request).await),
-            Err(end) => answered(end),
+        return Ok(match permitted_request(request, &path, &judge).await {
+            Ok(request) => streamed_reply(client.send_request(request).await),
+            Err(end) => empty_reply(end),
         });
     }
     let directory = request.headers().get("dir-name").and_then(|name| name.to_str().ok()).map(str::to_string);
@@ -130,43 +130,44 @@ async fn call(
             Some((context_name(None), Reading::Upload(Box::new(Upload::new(judge.rules.clone())))))
         }
         None => {
-            match (judge.decide)(&format!("build: {path}"), Matter::Unread("a call of an unknown kind")) {
+            match (judge.decide)(&format!("build: {path}"), GuardReport::Unread("a call of an unknown kind"))
+            {
                 Ok(()) => None,
-                Err(why) => return Ok(answered(refused(&why))),
+                Err(why) => return Ok(empty_reply(refused(&why))),
             }
         }
     };
     let reply = client.send_request(request.map(Either::Left)).await;
     let (who, reading, reply) = match (reading, reply) {
         (Some((who, reading)), Ok(reply)) => (who, reading, reply),
-        (_, reply) => return Ok(passed(reply)),
+        (_, reply) => return Ok(streamed_reply(reply)),
     };
     let encoding = reply.headers().get("grpc-encoding").map(HeaderValue::as_bytes);
     if !matches!(encoding, None | Some(b"identity"))
-        && let Err(why) = (judge.decide)(&who, Matter::Unread("a compressed stream"))
+        && let Err(why) = (judge.decide)(&who, GuardReport::Unread("a compressed stream"))
     {
-        return Ok(answered(refused(&why)));
+        return Ok(empty_reply(refused(&why)));
     }
     Ok(reply.map(|body| Either::Right(Either::Right(JudgedBody::new(body, who, reading, judge.decide)))))
 }
 
 /// The answer, streamed.
-fn passed(reply: hyper::Result<Response<Incoming>>) -> Response<Body> {
+fn streamed_reply(reply: hyper::Result<Response<Incoming>>) -> Response<Body> {
     match reply {
         Ok(reply) => reply.map(Either::Left),
         // UNAVAILABLE, as gRPC reports a connection that ended.
-        Err(_) => answered(status(14, "the other side of the build has gone")),
+        Err(_) => empty_reply(status(14, "the other side of the build has gone")),
     }
 }
 
-/// The client's request if it is permitted.
-async fn asked(
+/// The client's request if it is permitted, otherwise the headers of the answer.
+async fn permitted_request(
     request: Request<Incoming>,
     path: &str,
     judge: &Judge,
 ) -> Result<Request<Either<Incoming, Full<Bytes>>>, HeaderMap> {
     let refusal = |why: String| refused(&why);
-    let unread = |why| (judge.decide)("build", Matter::Unread(why)).map_err(refusal);
+    let unread = |why| (judge.decide)("build", GuardReport::Unread(why)).map_err(refusal);
     if path == control::SESSION {
         unread("a session inside the control tunnel")?;
     }
@@ -184,16 +185,16 @@ async fn asked(
     Ok(Request::from_parts(parts, Either::Right(Full::new(bytes))))
 }
 
-/// The engine's request to the building client, and whether the answer can add something to an image.
+/// What the answer to an engine's request can add to an image: a context, an upload, or nothing.
 enum Method {
     Context,
     Upload,
     Passes,
 }
 
-/// All calls that an engine makes to a client, per BuildKit's `session` packages. Exports go the other way, a
-/// secret or a socket is available to one instruction and does not stay, and a registry login goes to the
-/// registry.
+/// All calls that an engine makes to a client, per BuildKit's `session` packages. Those that pass add nothing
+/// to an image: an export goes from the engine to the client, a secret or a socket is available to one
+/// instruction only, and a registry login goes to the registry.
 fn method(path: &str) -> Option<Method> {
     match path {
         "/moby.filesync.v1.FileSync/DiffCopy" | "/moby.filesync.v1.FileSync/TarStream" => {
@@ -226,7 +227,7 @@ fn context_name(directory: Option<&str>) -> String {
 }
 
 /// A reply without a message.
-fn answered(headers: HeaderMap) -> Response<Body> {
+fn empty_reply(headers: HeaderMap) -> Response<Body> {
     let mut reply = Response::new(Either::Right(Either::Left(Full::default())));
     *reply.headers_mut() = headers;
     reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -251,7 +252,7 @@ mod tests {
         (End::of(opened).unwrap(), TokioIo::new(far))
     }
 
-    /// The engine calls for a context, and the code that judges it panics.
+    /// The engine asks for a context, and the code that judges the context panics.
     #[tokio::test]
     async fn a_panic_ends_the_tunnel_with_an_error() {
         let ((caller, engine), (answerer, client)) = (ends(), ends());

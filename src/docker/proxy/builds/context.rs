@@ -1,5 +1,5 @@
-//! A build context as a client sends it: fsutil's packets in `FileSync/DiffCopy` (read from fsutil's sender
-//! and recorded with buildx 0.29 and Engine 28.5).
+//! A build context as a client sends it: fsutil's packets in `FileSync/DiffCopy` (known from the source of
+//! fsutil's sender and from recordings with buildx 0.29 and Engine 28.5).
 //!
 //! The client announces every entry in a STAT packet; entries are numbered in that order. The engine asks for
 //! the files that it lacks, and each comes as DATA packets with its number, the last one empty. Packets of
@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::message::{FieldValue, PREFIX, Unread, delimited, fields, framed, once};
 use crate::docker::proxy::texts::FoundKey;
-use crate::docker::proxy::upload::SIP;
+use crate::docker::proxy::upload::SCAN_CHUNK;
 use crate::guard::GuardRules;
 use crate::guard::found::PassedOver;
 use crate::guard::stream::Stream;
@@ -24,9 +24,9 @@ const MOST_HELD: usize = 64 << 20;
 /// Most bytes of names; enough for several million files.
 const MOST_NAMES: usize = 512 << 20;
 
-/// Findings in one message, for a person.
+/// What the proxy found in one message, for a person.
 #[derive(Debug, Default, Eq, PartialEq)]
-pub(super) struct Told {
+pub(super) struct MessageFindings {
     /// Keys, one text each.
     pub(super) found: Vec<FoundKey>,
     /// Files that were not checked, and why.
@@ -35,7 +35,7 @@ pub(super) struct Told {
     pub(super) notes: Vec<String>,
 }
 
-/// The message by which a sender of fsutil gives up: type 4, with the reason as its data.
+/// The message with which a sender of fsutil reports an error: type 4, with the reason as its data.
 pub(super) fn error(why: &str) -> Option<Bytes> {
     framed(&[&[0x08, 4], &delimited(4, why.as_bytes())[..]].concat())
 }
@@ -61,7 +61,7 @@ struct JudgedTransfer {
     stream: Stream,
     /// Messages held until judged, each with the offset in the file at which it ends.
     waiting: VecDeque<(u64, Bytes)>,
-    came: u64,
+    received: u64,
 }
 
 #[derive(Debug, Default)]
@@ -80,7 +80,7 @@ impl Context {
 
     /// Takes one message of the client, prefix included. The caller decides on the result before it calls
     /// [`Self::release`], which returns the file's messages.
-    pub(super) fn push(&mut self, message: Bytes) -> Result<Told, Unread> {
+    pub(super) fn push(&mut self, message: Bytes) -> Result<MessageFindings, Unread> {
         let packet = Packet::read(&message[PREFIX..])?;
         match packet.kind.unwrap_or(0) {
             0 => {
@@ -93,12 +93,12 @@ impl Context {
                 let data = message.slice_ref(packet.data.unwrap_or_default());
                 return self.data(id, message, &data);
             }
-            // 1 asks for a file, 3 ends the exchange, 4 reports why it failed.
+            // Type 1 asks for a file, 3 ends the exchange, 4 reports why it failed.
             1 | 3 | 4 if packet.data.is_none_or(<[u8]>::is_empty) || packet.kind == Some(4) => {}
             _ => return Err(Unread("a packet of an unknown type")),
         }
         self.out.push_back(message);
-        Ok(Told::default())
+        Ok(MessageFindings::default())
     }
 
     /// The next message that may be sent on.
@@ -107,19 +107,19 @@ impl Context {
     }
 
     /// Called at the end of the context.
-    pub(super) fn end(&mut self) -> Told {
+    pub(super) fn end(&mut self) -> MessageFindings {
         let notes = std::mem::take(&mut self.passed).told();
-        Told { notes: notes.into_iter().collect(), ..Told::default() }
+        MessageFindings { notes: notes.into_iter().collect(), ..MessageFindings::default() }
     }
 
-    /// Messages that wait for the rest of their file.
+    /// Returns the messages that wait for the rest of their file.
     pub(super) fn give_up(&mut self) -> Vec<Bytes> {
         let judged = self.files.drain().filter_map(|(_, file)| file.0);
         let waiting = judged.flat_map(|judged| judged.waiting).map(|(_, message)| message);
         self.out.drain(..).chain(waiting).collect()
     }
 
-    fn data(&mut self, id: u64, message: Bytes, part: &Bytes) -> Result<Told, Unread> {
+    fn data(&mut self, id: u64, message: Bytes, part: &Bytes) -> Result<MessageFindings, Unread> {
         if self.held + message.len() > MOST_HELD {
             return Err(Unread("more files at once than any client sends"));
         }
@@ -127,7 +127,7 @@ impl Context {
             let file = self.begin(id)?;
             self.files.insert(id, file);
         }
-        let mut told = Told::default();
+        let mut told = MessageFindings::default();
         match self.files.get_mut(&id) {
             Some(File(Some(judged))) => {
                 self.held += message.len();
@@ -152,15 +152,15 @@ impl Context {
         if self.rules.allows_inside(&name) {
             return Ok(File(None));
         }
-        Ok(File(Some(JudgedTransfer { stream: Stream::file(&name), waiting: VecDeque::new(), came: 0 })))
+        Ok(File(Some(JudgedTransfer { stream: Stream::file(&name), waiting: VecDeque::new(), received: 0 })))
     }
 }
 
 impl JudgedTransfer {
-    fn push(&mut self, message: Bytes, part: &Bytes, told: &mut Told) {
-        self.came += part.len() as u64;
-        self.waiting.push_back((self.came, message));
-        part.chunks(SIP).for_each(|sip| self.stream.push_root(sip));
+    fn push(&mut self, message: Bytes, part: &Bytes, told: &mut MessageFindings) {
+        self.received += part.len() as u64;
+        self.waiting.push_back((self.received, message));
+        part.chunks(SCAN_CHUNK).for_each(|chunk| self.stream.push_root(chunk));
         if part.is_empty() {
             self.stream.end();
             told.unverified = self.stream.take_unverified();

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use super::context::Told;
+use super::context::MessageFindings;
 use super::message::{FieldValue, Messages, PREFIX, Unread, delimited, fields, framed, once};
 use crate::config::proxies::ClientProxies;
 use crate::docker::proxy::proxies::of_build;
@@ -16,7 +16,7 @@ use crate::guard::excepted::TextPart;
 /// The longest request is one message.
 pub(super) const LONGEST: usize = (16 << 20) + PREFIX;
 
-/// The field of a request with the frontend's options, for the calls that have one.
+/// The number of the field with the frontend's options, for calls that have one.
 pub(super) fn options(path: &str) -> Option<u64> {
     match path {
         "/moby.buildkit.v1.Control/Solve" => Some(7),
@@ -25,14 +25,14 @@ pub(super) fn options(path: &str) -> Option<u64> {
     }
 }
 
-/// With this call a client would open the tunnel of contexts inside this one.
+/// With this call a client would open the tunnel for contexts inside this one.
 pub(super) const SESSION: &str = "/moby.buildkit.v1.Control/Session";
 
 /// Judges the options of a complete request, which are in the field `number`.
-pub(super) fn judge(request: Bytes, number: u64, rules: &GuardRules) -> Result<Told, Unread> {
+pub(super) fn judge(request: Bytes, number: u64, rules: &GuardRules) -> Result<MessageFindings, Unread> {
     let mut messages = Messages::default();
     messages.push(request)?;
-    let mut told = Told::default();
+    let mut told = MessageFindings::default();
     while let Some(message) = messages.next()? {
         for field in fields(&message[PREFIX..]) {
             match field? {
@@ -52,7 +52,7 @@ pub(super) fn with_proxies(request: Bytes, path: &str, proxies: &ClientProxies) 
     with_arguments(&request, number, frontend, proxies).unwrap_or(request)
 }
 
-/// The field of a request with the frontend's name.
+/// The number of the field with the frontend's name.
 fn frontend(path: &str) -> Option<u64> {
     match path {
         "/moby.buildkit.v1.Control/Solve" => Some(6),
@@ -92,7 +92,7 @@ fn with_arguments(request: &Bytes, number: u64, frontend: u64, proxies: &ClientP
     }
     let mut body = body.to_vec();
     for (name, value) in changes {
-        // To remove an argument, an empty one is added: an added entry cannot delete another.
+        // An added entry cannot delete another one, so an argument is removed by an empty value.
         let entry = [
             delimited(1, format!("build-arg:{name}").as_bytes()),
             delimited(2, value.unwrap_or_default().as_bytes()),
@@ -103,7 +103,7 @@ fn with_arguments(request: &Bytes, number: u64, frontend: u64, proxies: &ClientP
 }
 
 /// Judges one entry of a map, which protobuf encodes as a message of key and value.
-fn option(entry: &[u8], rules: &GuardRules, told: &mut Told) -> Result<(), Unread> {
+fn option(entry: &[u8], rules: &GuardRules, told: &mut MessageFindings) -> Result<(), Unread> {
     let (mut key, mut value) = (None, None);
     for field in fields(entry) {
         match field? {
@@ -127,7 +127,7 @@ fn option(entry: &[u8], rules: &GuardRules, told: &mut Told) -> Result<(), Unrea
     Ok(())
 }
 
-/// Whether the engine fetches the context from an address; others are the client's, or an image.
+/// Whether the engine fetches the context from an address; otherwise the client sends it, or it is an image.
 fn is_fetched(context: &[u8]) -> bool {
     const OTHERS: [&str; 6] =
         ["local:", "input:", "target:", "docker-image://", "oci-layout://", "http://buildkit-session/"];
@@ -169,7 +169,11 @@ mod tests {
             let told = judge(request(7, &[("target", "x"), (key, value)]), 7, &rules).unwrap();
             assert_eq!((told.found.len(), told.unverified.len()), (found, unverified), "{key}: {told:?}");
             assert!(!format!("{told:?}").contains(&aws));
-            assert_eq!(judge(request(3, &[(key, value)]), 7, &rules), Ok(Told::default()), "another field");
+            assert_eq!(
+                judge(request(3, &[(key, value)]), 7, &rules),
+                Ok(MessageFindings::default()),
+                "another field"
+            );
         }
         assert!(judge(Bytes::from_static(&[1, 0, 0, 0, 0]), 7, &rules).is_err());
     }

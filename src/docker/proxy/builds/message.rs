@@ -1,18 +1,18 @@
 //! gRPC messages in a stream of bytes, and the protobuf fields of a message. Only needed fields are decoded.
-//! Anything ambiguous is an error, and ends the build.
+//! Ambiguous data is an error and ends the build.
 
 use bytes::{Bytes, BytesMut};
 
 /// Length of the prefix of every message: a flag (compressed or not) and the message's length.
 pub(super) const PREFIX: usize = 5;
-/// Longest message: the engine accepts no longer ones, and clients send files in pieces of 32 KiB.
+/// Longest message that the engine accepts; clients send files in pieces of 32 KiB.
 const LONGEST: usize = 16 << 20;
 
 /// The reason why a message cannot be parsed, as a fragment for a person.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Unread(pub(super) &'static str);
 
-/// Splits a stream into messages; holds one that is incomplete.
+/// Splits a stream into messages; keeps an incomplete one until the rest arrives.
 #[derive(Debug, Default)]
 pub(super) struct Messages {
     partial: BytesMut,
@@ -182,9 +182,9 @@ mod tests {
         [&[0], &length[..], payload].concat()
     }
 
-    /// Cut into pieces of any size, the stream gives the same messages, and none before it is complete.
+    /// For pieces of any size, the stream gives the same messages, and each of them only when it is complete.
     #[test]
-    fn messages_are_put_together_wherever_they_were_cut() {
+    fn messages_are_assembled_from_pieces_of_any_size() {
         let payloads: Vec<Vec<u8>> = [0, 1, 4, 5, 6, 300].map(|length| vec![7; length]).to_vec();
         let stream: Vec<u8> = payloads.iter().flat_map(|payload| message(payload)).collect();
         for size in (1..=stream.len()).chain([usize::MAX]) {
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_compressed_or_too_long_is_an_error() {
+    fn compressed_or_too_long_messages_are_errors() {
         for (prefix, why) in [
             (&[1, 0, 0, 0, 1, 7][..], "a compressed message"),
             (&[2, 0, 0, 0, 0], "a compressed message"),
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_have_one_reading() {
+    fn fields_are_decoded_and_malformed_ones_are_errors() {
         let read =
             |bytes: &[u8]| fields(bytes).map(|field| field.map(|(n, v)| (n, format!("{v:?}")))).collect();
         let good: Result<Vec<(u64, String)>, Unread> =
@@ -246,7 +246,7 @@ mod tests {
             &[0x02, 0],                                                                // field 0
             &[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02],       // 65 bits
             &[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01], // eleven bytes
-            &[0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01],       // a length beyond all
+            &[0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01],       // a huge length
         ] {
             let found: Result<Vec<(u64, String)>, Unread> = read(broken);
             assert_eq!(found, Err(BROKEN), "{broken:?}");

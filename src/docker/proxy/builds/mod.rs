@@ -1,16 +1,16 @@
-//! Builds by BuildKit. The client opens two tunnels (HTTP/2 after an upgrade): in `POST /grpc` it asks for the
-//! build, in `POST /session` the engine asks the client for what the build needs. The client's answers there
-//! carry the context, which is judged while it passes.
+//! Builds by BuildKit. The client opens two tunnels (HTTP/2 after an upgrade): in `POST /grpc` the client
+//! asks for the build, in `POST /session` the engine asks the client for what the build needs. The client's
+//! answers in the second tunnel contain the context, which the proxy judges while it passes.
 //!
 //! | file | content |
 //! |---|---|
 //! | `calls` | the calls of a tunnel, and which answers are judged |
 //! | `answer` | one answer: messages in, judged messages or the refusal out |
 //! | `context`, `upload` | the two forms of a context |
-//! | `control` | requests in the other tunnel |
+//! | `control` | the client's requests in `POST /grpc` |
 //! | `message` | gRPC and protobuf |
 //!
-//! Each tunnel has its own thread: scanning files takes time that requests for tokens do not have.
+//! Each tunnel has its own thread, so that the scanning of files does not delay requests for tokens.
 
 mod answer;
 mod calls;
@@ -29,7 +29,7 @@ use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use tokio_util::sync::CancellationToken;
 
-use self::answer::{Decide, Matter};
+use self::answer::{Decide, GuardReport};
 pub(super) use self::calls::BuildTunnel;
 use self::calls::{BROKEN, End, Judge, carry};
 use super::ProxySettings;
@@ -130,15 +130,15 @@ impl Builds {
         let proxies = self.client_proxies.clone();
         let judge = Judge { tunnel, rules, proxies, decide: self.decide(mode, tunnel) };
         let stop = self.tasks.stop().clone();
-        // If the thread itself panicked, both ends were dropped with it.
-        let whole = process::aside(move || apart(caller, answerer, judge, &stop)).await;
+        // If the thread itself panicked, both connections were closed with it.
+        let whole = process::run_blocking(move || serve_on_this_thread(caller, answerer, judge, &stop)).await;
         if whole != Some(true) {
             let why = "the key guard failed while reading the build context; please report this";
             self.console.notice(format!("the build ends with an error: {why}"));
         }
     }
 
-    /// A builder in a container carries its tunnels inside an exec, where they cannot be judged.
+    /// Reports a builder in a container: its tunnels are inside an exec, where the proxy cannot judge them.
     pub(super) fn report_builder(&self, container: &str, exec: &serde_json::Value) {
         let mut words = items(&exec["Cmd"]);
         if words.any(|word| word == "dial-stdio") {
@@ -156,20 +156,20 @@ impl Builds {
         };
         Arc::new(move |who, matter| {
             let decided = match matter {
-                Matter::Found(found) => builds.guard.decide(mode, who, found),
-                Matter::Unread(why) if mode == Mode::Deny => Err(Refusal::forbidden(format!(
+                GuardReport::Found(found) => builds.guard.decide(mode, who, found),
+                GuardReport::Unread(why) if mode == Mode::Deny => Err(Refusal::forbidden(format!(
                     "{who}: {why}, which the key guard does not read; build past this session, and look into the \
                      image with kfp-creds scan IMAGE"
                 ))),
-                Matter::Unread(why) => {
+                GuardReport::Unread(why) => {
                     builds.console.notice(format!("{who}: not verified: {why}"));
                     Ok(())
                 }
-                Matter::Unverified(why) => {
+                GuardReport::Unverified(why) => {
                     builds.console.notice(format!("{who}: not verified: {why}"));
                     Ok(())
                 }
-                Matter::Note(note) => {
+                GuardReport::Note(note) => {
                     builds.console.notice(format!("{who}: {note}"));
                     Ok(())
                 }
@@ -184,9 +184,8 @@ impl Builds {
     }
 }
 
-/// Serves a tunnel on a thread of its own until it or the session ends. False if the tunnel broke on our
-/// side.
-fn apart(caller: End, answerer: End, judge: Judge, stop: &CancellationToken) -> bool {
+/// Serves a tunnel on the current thread until the tunnel or the session ends. False if it broke on our side.
+fn serve_on_this_thread(caller: End, answerer: End, judge: Judge, stop: &CancellationToken) -> bool {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::context::Told;
+use super::context::MessageFindings;
 use super::message::{FieldValue, PREFIX, Unread, fields, once};
 use crate::docker::proxy::texts::FoundKey;
-use crate::docker::proxy::upload::{SIP, in_archive};
+use crate::docker::proxy::upload::{SCAN_CHUNK, in_archive};
 use crate::guard::GuardRules;
 use crate::guard::stream::Stream;
 
@@ -18,17 +18,17 @@ pub(super) struct Upload {
     stream: Stream,
     /// Messages held until judged, each with the offset in the stream at which it ends.
     waiting: VecDeque<(u64, Bytes)>,
-    came: u64,
+    received: u64,
     ended: bool,
 }
 
 impl Upload {
     pub(super) fn new(rules: GuardRules) -> Self {
-        Self { rules, stream: Stream::files(), waiting: VecDeque::new(), came: 0, ended: false }
+        Self { rules, stream: Stream::files(), waiting: VecDeque::new(), received: 0, ended: false }
     }
 
     /// The caller decides on the result before it calls [`Self::release`].
-    pub(super) fn push(&mut self, message: Bytes) -> Result<Told, Unread> {
+    pub(super) fn push(&mut self, message: Bytes) -> Result<MessageFindings, Unread> {
         let mut data = None;
         for field in fields(&message[PREFIX..]) {
             match field? {
@@ -37,10 +37,10 @@ impl Upload {
             }
         }
         let data = message.slice_ref(data.unwrap_or_default());
-        self.came += data.len() as u64;
-        self.waiting.push_back((self.came, message));
-        data.chunks(SIP).for_each(|sip| self.stream.push_root(sip));
-        Ok(Told { found: self.found(), ..Told::default() })
+        self.received += data.len() as u64;
+        self.waiting.push_back((self.received, message));
+        data.chunks(SCAN_CHUNK).for_each(|chunk| self.stream.push_root(chunk));
+        Ok(MessageFindings { found: self.found(), ..MessageFindings::default() })
     }
 
     fn found(&mut self) -> Vec<FoundKey> {
@@ -53,11 +53,11 @@ impl Upload {
     }
 
     /// Called at the end of the stream; every held message may be sent on afterwards.
-    pub(super) fn end(&mut self) -> Told {
+    pub(super) fn end(&mut self) -> MessageFindings {
         self.stream.end();
         self.ended = true;
         let (unverified, notes) = (self.stream.take_unverified(), self.stream.take_passed().told());
-        Told { found: self.found(), unverified, notes: notes.into_iter().collect() }
+        MessageFindings { found: self.found(), unverified, notes: notes.into_iter().collect() }
     }
 
     pub(super) fn give_up(&mut self) -> Vec<Bytes> {

@@ -31,13 +31,13 @@ fn running(session: &Session, options: &[&str]) -> Container {
     Container(session.ok(&[&["run", "-d"], options, &[&image, "sleep", "120"]].concat()))
 }
 
-/// A container past the session, on the default bridge.
+/// A container that the engine itself starts, on the default bridge.
 fn stranger(options: &[&str]) -> Container {
     let image = task_image();
     Container(raw(&[&["run", "-d"], options, &[&image, "sleep", "120"]].concat()))
 }
 
-/// The first line of what a server at a published port answers; empty while it does not listen.
+/// The first line of the answer at a published port; empty until a server listens there.
 fn head_of(at: &str) -> String {
     let mut line = String::new();
     if let Ok(mut stream) = std::net::TcpStream::connect(at)
@@ -49,7 +49,7 @@ fn head_of(at: &str) -> String {
     line
 }
 
-/// Where each mode puts a container; Podman has only the second network.
+/// The networks on which each mode puts a container; Podman has only the second network.
 fn places(mode: &str, session: &Session) -> Vec<String> {
     let own = format!("kfp-creds-{}-bridge", id(session));
     match mode {
@@ -65,7 +65,7 @@ fn each_mode_attaches_before_the_first_instruction() {
     let (image, script) = (task_image(), ask());
     for mode in MODES {
         let session = in_mode(mode, &["--all"]);
-        // Asks with its first instruction.
+        // The container asks with its first instruction.
         let asked = session.ok(&["run", "--rm", &image, "sh", "-c", &script]);
         assert!(token(&asked)["container"].is_string(), "{mode}: {asked}");
         let container = running(&session, &["-p", "127.0.0.1::8000", "--name", &unused("attached")]);
@@ -74,7 +74,7 @@ fn each_mode_attaches_before_the_first_instruction() {
             places if places.is_empty() => assert_eq!(on.len(), 2, "{mode}: {on:?}"),
             places => assert_eq!(on, places, "{mode}"),
         }
-        // What a client sees is one network by the name that it asked for.
+        // A client sees one network, under the name that it requested.
         let seen = session.ok(&["inspect", "-f", "{{json .}}", &container.0]);
         let seen: Value = serde_json::from_str(&seen).unwrap();
         let all = seen["NetworkSettings"]["Networks"].as_object().unwrap();
@@ -86,10 +86,10 @@ fn each_mode_attaches_before_the_first_instruction() {
             );
             assert!(["bridge", "default"].contains(&seen["HostConfig"]["NetworkMode"].as_str().unwrap()));
         }
-        // Its published port works, and it has a way out.
+        // Its published port works, and it can reach other networks.
         container.exec("python3 -m http.server 8000 >/dev/null 2>&1 &");
         let port = session.ok(&["port", &container.0, "8000"]);
-        // In a network namespace of its own Podman forwards no port of the loopback, with or without kfp-creds.
+        // In its own network namespace Podman forwards no port of the loopback, with or without kfp-creds.
         until(&format!("{mode}: {port} is reached"), Duration::from_secs(10), || {
             is_podman() || head_of(&port).contains(" 200 ")
         });
@@ -101,7 +101,7 @@ fn each_mode_attaches_before_the_first_instruction() {
             let found: Vec<&str> = found.lines().collect();
             assert!(found.len() == 2 && found[0] == found[1], "{mode}: {name}: {found:?}");
         }
-        // Nothing of 169.254.0.0/16 leaves by that way.
+        // No address of 169.254.0.0/16 is routed outside.
         for at in ["169.254.169.253", "169.254.1.1", "169.254.170.23"] {
             let route = container.exec(&format!("ip route get {at}"));
             assert!(!route.contains(" via ") || is_podman(), "{mode}: {route}");
@@ -111,9 +111,9 @@ fn each_mode_attaches_before_the_first_instruction() {
     }
 }
 
-/// From inside the relay's own network namespace.
+/// Looks from inside the relay's own network namespace.
 #[test]
-fn a_relay_answers_at_its_addresses_alone_and_cannot_leave() {
+fn a_relay_listens_on_one_address_and_has_no_way_out() {
     for mode in MODES {
         let session = in_mode(mode, &["--all"]);
         let relay = format!("kfp-creds-relay-{}", id(&session));
@@ -148,7 +148,7 @@ fn a_relay_answers_at_its_addresses_alone_and_cannot_leave() {
 #[test]
 fn with_a_stranger_on_the_default_bridge_both_reach_each_other() {
     if is_podman() {
-        return; // it has the second network alone
+        return; // Podman has only the second network
     }
     let session = in_mode("auto", &["--all"]);
     let alone = running(&session, &[]);
@@ -158,7 +158,7 @@ fn with_a_stranger_on_the_default_bridge_both_reach_each_other() {
     assert_eq!(networks(&alone).len(), 1);
     let on = networks(&beside);
     assert!(on.contains(&"bridge".into()) && on.len() == 2, "{on:?}");
-    // Nobody listens there: a refusal is an answer.
+    // No server listens there, but a refusal is an answer.
     let connect =
         format!("python3 -c 'import socket; socket.create_connection((\"{at}\", 9), 3)' 2>&1 || true");
     let said = beside.exec(&connect);
@@ -174,9 +174,9 @@ fn with_a_stranger_on_the_default_bridge_both_reach_each_other() {
 }
 
 #[test]
-fn a_named_network_or_a_link_leads_to_the_second_one() {
+fn with_a_named_network_or_a_link_the_second_is_used() {
     if is_podman() {
-        return; // it has no other; `each_mode_attaches_before_the_first_instruction`
+        return; // Podman has no other network; see `each_mode_attaches_before_the_first_instruction`
     }
     let session = in_mode("auto", &["--all"]);
     let own = Internal::new();
@@ -216,7 +216,7 @@ fn clients_cannot_choose_link_local_addresses() {
     assert_eq!(status, 200, "{said}");
 }
 
-/// Whoever is connected past the proxy suspends the leases of that network until it is gone.
+/// A container that is connected without the proxy suspends the leases of that network until it is gone.
 #[test]
 fn a_stranger_on_our_network_suspends_its_leases() {
     for mode in ["own", "second"] {
@@ -244,11 +244,11 @@ fn a_stranger_on_our_network_suspends_its_leases() {
     }
 }
 
-/// The engine compares no link-local addresses.
+/// The engine does not check whether a link-local address is in use.
 #[test]
 fn an_address_at_two_containers_ends_the_lease() {
     if is_podman() {
-        return; // it gives no link-local addresses
+        return; // Podman gives no link-local addresses
     }
     let session = in_mode("own", &["--all"]);
     let container = running(&session, &[]);
@@ -264,16 +264,16 @@ fn an_address_at_two_containers_ends_the_lease() {
     session.wait_for("has the address of", Duration::from_secs(3));
     assert_eq!(container.asks().1, 503);
     drop(second);
-    // For good: which of the two asked in between is not known.
+    // The lease has ended for good, since nobody knows which of the two asked in between.
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(container.asks().1, 503);
 }
 
-/// A container that outlives its session is on the default bridge when it starts again.
+/// A container that outlives its session is on the default bridge after its next start.
 #[test]
 fn a_kept_container_goes_back_to_the_default_bridge() {
     if is_podman() {
-        return; // it was never taken from its own network
+        return; // Podman's containers never leave their own network
     }
     for mode in ["auto", "link-local"] {
         let session = in_mode(mode, &["--all"]);
@@ -296,12 +296,12 @@ fn a_kept_container_goes_back_to_the_default_bridge() {
     }
 }
 
-/// On the default bridge itself: whoever could forge addresses is refused by the proxy, and suspends the leases if
-/// it comes past it.
+/// On the default bridge itself, the proxy refuses a container that could forge addresses, and the leases are
+/// suspended if one is started without the proxy.
 #[test]
 fn a_stranger_that_could_forge_is_kept_from_a_shared_bridge() {
     if is_podman() {
-        return; // it gives no link-local addresses
+        return; // Podman gives no link-local addresses
     }
     let rule = "[identity.one]\n[[rule]]\nlabels.kct = \"yes\"\nidentity = \"one\"\n";
     let session = Session::offline(&format!("[network]\nattach = \"link-local\"\n{rule}"), &[]);
@@ -315,7 +315,7 @@ fn a_stranger_that_could_forge_is_kept_from_a_shared_bridge() {
         Container(session.ok(&["run", "-d", "--cap-drop", "NET_RAW", &task_image(), "sleep", "60"]));
     assert_eq!(attached.asks().1, 200);
     let harmless_too = stranger(&["--cap-drop", "ALL"]);
-    until("a harmless stranger is looked at", Duration::from_secs(3), || attached.asks().1 == 200);
+    until("the session inspects a harmless stranger", Duration::from_secs(3), || attached.asks().1 == 200);
     let forger = stranger(&[]);
     assert_eq!(attached.asks().1, 503, "{}", session.said());
     drop(forger);

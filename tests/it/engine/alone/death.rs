@@ -1,4 +1,5 @@
-//! Promise 3: after the die event nothing is served to its address; and a relay that dies is not noticed.
+//! Promise 3: after the die event, a container's address gets nothing; and callers do not notice that a relay
+//! dies.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use crate::support::session::{Folder, Session, docker_at, engine_socket, is_podm
 
 const SLEEPS: [&str; 3] = ["sh", "-c", "exec sleep 60"];
 
-/// A container of a session that runs and has had a token.
+/// A running container of a session that has got a token.
 fn attached(session: &Session) -> Container {
     let container = Container::of(session, &[&[task_image().as_str()], &SLEEPS[..]].concat());
     session.ok(&["start", &container.0]);
@@ -16,13 +17,14 @@ fn attached(session: &Session) -> Container {
     container
 }
 
-/// A container past the session, at an address of the session's network, that asks once.
+/// A container that the engine itself starts at an address of the session's network, and that asks once.
 fn thief(network: &str, address: &str, relay: &str) -> Container {
     let script = ask();
     Container::raw(&["--network", network, "--ip", address, &task_image(), "sh", "-c", &script, "sh", relay])
 }
 
-/// What it printed, run as soon as the engine gives it its address: Podman cleans up behind a container's end.
+/// Runs the container as soon as the engine frees the address, since Podman cleans up after a container's
+/// end; returns its output.
 fn run_once_free(container: &Container) -> String {
     let mut out = String::new();
     until("the address is free", Duration::from_secs(5), || {
@@ -42,7 +44,8 @@ fn the_address_of_a_dead_container_gets_no_token() {
     let heir = thief(&network, &at, &relay);
     raw(&["kill", &container.0]);
     if is_podman() {
-        // Podman reads its file of events four times a second, and may free the address before it tells of the die.
+        // Podman polls its file of events four times a second, and may free the address before it reports the
+        // die.
         let ended = || {
             session.said().lines().any(|line| line.contains("ended  ") && line.contains(container.short()))
         };
@@ -51,7 +54,7 @@ fn the_address_of_a_dead_container_gets_no_token() {
     let (body, status, seconds) = answer(&run_once_free(&heir));
     assert_eq!(status, 503, "{body}\n{}", session.said());
     assert!(seconds < 3.0 && !body.contains("access_token"), "{seconds} s: {body}");
-    // The other way onto the network.
+    // The other way onto the network: connecting an existing container.
     raw(&["rm", "-f", &container.0]);
     let script = ask();
     let guest = crate::support::raw::Internal::new();
@@ -62,7 +65,7 @@ fn the_address_of_a_dead_container_gets_no_token() {
     assert!(seconds < 3.0, "{seconds} s");
 }
 
-/// Until the container that holds the lease was seen running at it, an address proves nothing.
+/// Until the container that holds the lease was seen running, its address proves nothing.
 #[test]
 fn the_address_of_an_unstarted_container_gets_no_token() {
     let session = Session::offline(SECOND, &["--all"]);
@@ -78,8 +81,9 @@ fn the_address_of_an_unstarted_container_gets_no_token() {
     assert_eq!(token(&own)["container"], container.0);
 }
 
-/// In the container's own network namespace, past the session: it asks without a pause, says when each answer
-/// came, and goes on when the container is dead, as long as the engine leaves the address there.
+/// Runs in the container's own network namespace, started by the engine itself: it asks without a pause,
+/// prints when each answer came, and goes on after the container's death, as long as the engine keeps the
+/// address.
 const PROBER: &str = r"
 import http.client, json, sys, time
 end, tokens, refusals, last, connection = time.time() + 20, 0, [], None, None
@@ -125,21 +129,21 @@ fn the_last_token_goes_out_within_100_ms_of_the_die_event() {
         assert!(said["tokens"].as_u64().unwrap() >= 10, "{said}");
         delays.push((after("last"), after("refusal")));
     }
-    // The host keeps no time of what it sends (that would cost every request), so what is seen here is when the
-    // prober read it: later, where a busy machine lets it wait for a processor.
-    // Podman reads its file of events four times a second and tells of a die so much later.
+    // The host does not record when it sends (that would cost every request), so this is the time at which
+    // the prober read the answer: later, if a busy machine lets it wait for a processor.
+    // Podman polls its file of events four times a second, and reports a die so much later.
     let told = if is_podman() { 250.0 } else { 0.0 };
     assert!(delays.iter().all(|(last, _)| *last < 100.0 + told), "{delays:?} ms");
     assert!(delays.iter().all(|(_, refusal)| *refusal < 1000.0), "{delays:?} ms");
 }
 
-/// When the engine said that it died, in seconds.
+/// The time of the container's die event, in seconds.
 fn died_at(container: &Container) -> f64 {
     let filter = format!("container={}", container.0);
     let end = format!("{}", std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() + 1);
     let events = ["events", "--since", "10m", "--until", &end, "--filter", &filter, "--filter", "event=die"];
     let mut nanos = String::new();
-    // Podman reads its events from a file that it cuts off now and then.
+    // Podman reads its events from a file that it truncates now and then.
     until("the die event", Duration::from_secs(5), || {
         nanos = raw(&[&events[..], &["--format", "{{.TimeNano}}"]].concat());
         !nanos.is_empty()
@@ -147,7 +151,7 @@ fn died_at(container: &Container) -> f64 {
     nanos.lines().last().unwrap().parse::<f64>().unwrap() / 1e9
 }
 
-/// Sees every byte that reaches its interface, at whatever port.
+/// Sees every byte that reaches its interface, at any port.
 const SNIFFER: &str = r"
 import socket, sys, time
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(3))
@@ -162,16 +166,16 @@ print('saw', frames, 'frames;', 'TOKEN' if sys.argv[1].encode() in seen else 'no
 
 const NARROW: &str = "https://www.googleapis.com/auth/devstorage.read_only";
 
-/// The worst case: the container's interface goes down first, so that the relay never hears that the caller is
-/// gone; then it dies while its token is being minted, and another container is at its address, with its
-/// hardware address, when the token comes.
+/// The worst case: the container's interface goes down first, so the relay never learns that the caller is
+/// gone; then it dies while its token is being minted, and another container has its address and hardware
+/// address when the token arrives.
 #[test]
 fn a_reply_in_flight_at_the_end_reaches_nobody() {
     let google = FakeGoogle::start();
     let folder = Folder::new("google");
     let file = folder.0.join("adc.json");
     std::fs::write(&file, google.user("dev@example.com")).unwrap();
-    // Another scope each time: a key that has no token yet.
+    // Each round uses a scope that has no token yet.
     let scopes: Vec<String> = ('a'..='j').map(|last| format!("{NARROW}{last}")).collect();
     let config = format!("{SECOND}[identity.default]\nscopes = {scopes:?}\n");
     let endpoint = google.token_uri();
@@ -187,14 +191,14 @@ fn a_reply_in_flight_at_the_end_reaches_nobody() {
         if in_flight(&session, &google, &network, &relay, &scope) {
             let audit = std::fs::read_to_string(&audit).unwrap();
             assert!(audit.contains(r#""event":"cut-off""#) && audit.contains(r#""event":"mint""#), "{audit}");
-            assert!(!audit.contains(r#""event":"hand-out""#), "nobody was sent it: {audit}");
+            assert!(!audit.contains(r#""event":"hand-out""#), "no caller may get the token: {audit}");
             return;
         }
     }
     panic!("this machine was never fast enough to put a container at the address before the token came");
 }
 
-/// False when the thief was not in place before the token was there: then nothing was shown.
+/// False if the attacker was not in place before the token was minted: then the round proves nothing.
 fn in_flight(session: &Session, google: &FakeGoogle, network: &str, relay: &str, scope: &str) -> bool {
     let wait = format!(
         "while [ ! -e /go ]; do sleep 0.02; done; \
@@ -210,7 +214,7 @@ fn in_flight(session: &Session, google: &FakeGoogle, network: &str, relay: &str,
     raw(&["start", &hand.0]);
     let find = format!("ip -o -4 addr | grep -F ' {at}/' | cut -d' ' -f2 | head -n 1");
     let interface = hand.exec(&find);
-    // Podman gives NET_RAW to those who ask.
+    // Podman gives NET_RAW on request.
     let heir = ["--network", network, "--ip", &at, "--cap-add", "NET_RAW", &image];
     let heir = Container::raw(&[&heir[..], &["python3", "-c", SNIFFER, CANARY]].concat());
 
@@ -219,7 +223,7 @@ fn in_flight(session: &Session, google: &FakeGoogle, network: &str, relay: &str,
     container.exec(": >/go");
     hand.exec(&format!("sleep 0.15; ip link set {interface} down"));
     raw(&["kill", &container.0, &hand.0]);
-    // Podman removes none that another one's network depends on.
+    // Podman does not remove a container whose network another one uses.
     if is_podman() {
         raw(&["rm", "-f", &hand.0]);
         raw(&["rm", "-f", &container.0]);
@@ -239,7 +243,7 @@ fn in_flight(session: &Session, google: &FakeGoogle, network: &str, relay: &str,
     in_time
 }
 
-/// Ten threads that refresh as fast as they can, for five seconds; only what reaches a caller counts.
+/// Ten threads refresh as fast as they can for five seconds; only what reaches a caller counts.
 const LOOPS: &str = r"
 import json, sys, threading, time
 import google.auth.compute_engine as gce, google.auth.transport.requests as transport

@@ -1,13 +1,13 @@
-//! What stays in the engine between sessions is one image.
+//! Between sessions, the engine keeps one relay image.
 
 use crate::support::session::{Folder, Session, raw};
 
 const RELAYS: [&str; 4] = ["images", "-q", "--filter", "label=kfp-creds.role=relay"];
 
 #[test]
-fn images_of_older_builds_go_when_one_is_loaded() {
+fn images_of_older_builds_are_removed_when_one_is_loaded() {
     raw(&RELAYS).lines().for_each(|id| drop(raw(&["rmi", "-f", id])));
-    // The label is anybody's to give; an image of another name is not ours to remove.
+    // Any image can have the label; one with another name is not ours to remove.
     for name in ["kfp-creds-relay:older", "kfp-creds-test-stranger:latest"] {
         let folder = Folder::new("older");
         let steps = format!("FROM scratch\nCOPY Dockerfile /{name}\nLABEL kfp-creds.role=relay\n");

@@ -1,5 +1,6 @@
-//! Go in a container: whether it is on Compute Engine is a race between the address and the name, and what wins
-//! stays for the life of the process. So the name has to mean the address, by Docker's own DNS as well.
+//! Go in a container: the library decides by a race between the address and the name whether it is on Compute
+//! Engine, and keeps the result for the life of the process. So the name has to lead to the address, also in
+//! Docker's own DNS.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use crate::support::session::{Session, claims};
 
 const STARTS: usize = 20;
 
-/// Built by `scripts/setup --clients`; static, so it runs in any image.
+/// Built by `scripts/setup --clients`; static, so that it runs in any image.
 fn program() -> PathBuf {
     let fallback = Path::new(env!("CARGO_MANIFEST_DIR")).join(".work/clients");
     let folder = std::env::var_os("KFP_CREDS_CLIENTS").map_or(fallback, PathBuf::from);
@@ -19,10 +20,10 @@ fn program() -> PathBuf {
     program
 }
 
-/// Not told by the environment where to ask.
+/// Removes the variables that name the server.
 const UNTOLD: &str = "busybox env -u GCE_METADATA_HOST -u GCE_METADATA_IP -u GCE_METADATA_ROOT";
 
-/// What the program printed in the container, a line each.
+/// The lines that the program printed in the container.
 fn said(session: &Session, container: &str, script: &str) -> Vec<Value> {
     let said = session.ok(&["exec", container, "sh", "-c", script]);
     said.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {said}"))).collect()
@@ -30,11 +31,11 @@ fn said(session: &Session, container: &str, script: &str) -> Vec<Value> {
 
 #[test]
 fn go_finds_the_server_at_every_start() {
-    // Of its own, where no neighbour has the address that is built into clients.
+    // A separate engine, where no neighbour has the address that clients have built in.
     let engine = SecondEngine::start();
     let by_dns_alone = "left=$(busybox grep -v 169.254.169.254 /etc/hosts); echo \"$left\" >/etc/hosts;";
     let all = [("as it is", "", ""), ("untold", "", UNTOLD), ("by DNS alone", by_dns_alone, UNTOLD)];
-    // On a bridge the engine's DNS server does not have the name.
+    // On a bridge, the engine's DNS server does not know the name.
     for (mode, ways) in [("auto", &all[..2]), ("second", &all)] {
         let config = format!("[network]\nattach = \"{mode}\"\n");
         let session = Session::start(&config, &["--offline", "--all"], &[("DOCKER_HOST", &engine.host())]);
@@ -53,7 +54,7 @@ fn go_finds_the_server_at_every_start() {
 }
 
 fn reaches_the_end(session: &Session, container: &str) {
-    // The same without being told, to the end.
+    // All steps, without the variables.
     let steps = "token refresh project universe email identity";
     let script = format!("AUDIENCE=https://service.example {UNTOLD} go_google metadata {steps}");
     for line in said(session, container, &script) {

@@ -1,4 +1,4 @@
-//! Those that measure, or take something from under a session: they have the machine to themselves.
+//! Tests that measure, or take something away from a session: they have the machine to themselves.
 
 mod attaching;
 mod death;

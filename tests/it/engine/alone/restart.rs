@@ -1,4 +1,4 @@
-//! The engine goes away under a session, and comes back or does not. With an engine of the test's own.
+//! The engine ends under a session, and comes back or not. With a separate engine.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use crate::support::raw::{Running, TOKEN, until};
 use crate::support::second_engine::{IMAGE, SecondEngine};
 use crate::support::session::{Folder, Session, docker_at, program};
 
-/// Asks with its first instruction. (The `wget` of a static busybox cannot look addresses up.)
+/// A command that requests a token. (The `wget` of a static busybox cannot resolve names.)
 pub(super) fn asks() -> String {
     format!(
         "(printf 'GET /{TOKEN} HTTP/1.0\\r\\nHost: %s\\r\\nMetadata-Flavor: Google\\r\\n\\r\\n' $GCE_METADATA_HOST; \
@@ -15,7 +15,7 @@ pub(super) fn asks() -> String {
     )
 }
 
-/// And stays.
+/// The same, and keeps running.
 pub(super) fn stays() -> String {
     asks() + "; echo; exec sleep 120"
 }
@@ -58,11 +58,13 @@ fn a_session_survives_the_restart_of_its_engine() {
         up.elapsed().as_secs_f64()
     );
     eprintln!("{}", session.wait_for("the relay died and was replaced", Duration::from_secs(1)));
-    // The engine did not have to kill the relay after a time-out.
+    // The relay ended by itself: the engine did not have to kill it after a time-out.
     assert!(down < Duration::from_secs(9), "{down:?}");
     session.ok(&["start", &plain]);
-    until("the old container is itself again", Duration::from_secs(10), || tokens(&engine, &plain) == 2);
-    until("so is the one with a policy", Duration::from_secs(20), || {
+    until("the old container has its identity again", Duration::from_secs(10), || {
+        tokens(&engine, &plain) == 2
+    });
+    until("the container with a policy has its identity, too", Duration::from_secs(20), || {
         let asked = engine.ok(&["exec", &always, "sh", "-c", &asks()]);
         asked.contains("access_token")
     });
@@ -101,7 +103,7 @@ fn without_its_engine_a_run_ends_with_125_and_the_next_sweeps() {
     let host = engine.host();
     let session = Session::start("", &["--offline", "--all"], &[("DOCKER_HOST", &host)]);
     assert!(session.said().contains("swept session"), "{}", session.said());
-    // Also what never ran was taken off the network that is gone.
+    // A container that never ran was taken off the removed network, too.
     for container in run.out().lines() {
         engine.ok(&["start", container]);
     }

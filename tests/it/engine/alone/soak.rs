@@ -1,5 +1,6 @@
-//! Weeks in minutes: containers come and go, tokens are renewed, the relay and the engine fail, in an order that a seed
-//! decides. Afterwards nothing was wrong or lost, and nothing has grown. `scripts/soak` runs it for longer.
+//! Weeks in minutes: containers come and go, tokens are renewed, and relay and engine fail, in an order that
+//! a seed decides. Afterwards nothing is wrong or lost, and nothing has grown. `scripts/soak` runs it for
+//! longer.
 
 use std::path::Path;
 use std::process::Command;
@@ -34,7 +35,7 @@ pool = "10.213.7.0/25"
 "#;
 
 const TASKS: [&str; 2] = ["reader", "writer"];
-/// What the relay and the engine may take to come back.
+/// The time that relay and engine may take to come back.
 const BACK_WITHIN: Duration = Duration::from_secs(40);
 
 /// Numbers that follow from a seed (xorshift64*).
@@ -49,13 +50,13 @@ impl Random {
     }
 }
 
-/// What a process holds when no container is there.
+/// The resources of a process while no container exists.
 #[derive(Clone, Copy, Debug)]
 struct Usage {
-    /// Memory that is from no file, in KiB.
+    /// Anonymous memory, in KiB.
     memory: u64,
     descriptors: u64,
-    /// Containers until then.
+    /// Number of containers so far.
     containers: u64,
 }
 
@@ -114,8 +115,9 @@ fn nothing_grows_and_nothing_is_lost_while_things_fail() {
     assert!(said.len() as u64 / all < 600 && audit / all < 2000, "{report}");
 }
 
-/// The first third is for what a program keeps for good: the last 500 runs for the page are most of it. Afterwards a
-/// container that is gone leaves 64 bytes (`tests/memory.rs`); the mebibyte is for what the allocator does with the rest.
+/// The first third does not count, since a program keeps some things for good, mostly the last 500 runs for
+/// the page. Afterwards a container that is gone leaves 64 bytes (`tests/memory.rs`); the mebibyte is for the
+/// allocator.
 fn does_not_grow(samples: &[Usage]) {
     let third = samples.len() / 3;
     let least = |of: &[Usage]| of.iter().map(|usage| usage.memory).min().unwrap();
@@ -123,19 +125,19 @@ fn does_not_grow(samples: &[Usage]) {
     let (first, last) = (before[0], after[after.len() - 1]);
     let allowed = 1024 + (last.containers - first.containers) * 64 / 1024;
     assert!(least(after) <= least(before) + allowed, "memory grows by more than {allowed} KiB: {samples:?}");
-    // A connection of the watcher or of a poll may be open in one of the two.
+    // One of the two samples may include a connection of the watcher or of a poll.
     assert!(last.descriptors <= first.descriptors + 3, "descriptors grow: {samples:?}");
 }
 
 impl Soak {
-    /// A container that runs all the time and asks every few seconds, whatever happens around it.
+    /// A container that runs all the time and asks every ten seconds, whatever else happens.
     fn watcher(&self) -> String {
         let script = format!("while :; do {} & sleep 10; done", asks());
         let flags = ["-d", "--restart", "always", "--stop-timeout", "1", "--label", "task=reader"];
         self.session.ok(&[&["run"], &flags[..], &[IMAGE, "sh", "-c", &script]].concat())
     }
 
-    /// It had tokens of its own identity and nothing else, and new ones when the old ones ran out.
+    /// The watcher only had tokens of its own identity, and new ones when the old ones expired.
     fn watched(&self, watcher: &str, seconds: u64) {
         let said = self.engine.ok(&["logs", watcher]);
         let tokens: Vec<&str> = access_tokens(&said).collect();
@@ -151,7 +153,7 @@ impl Soak {
         assert!(issued.len() as u64 > seconds / 700, "{issued:?}");
     }
 
-    /// Containers that behave: everyone has its own token with its first instruction, and its exit code.
+    /// Well-behaved containers: each has its own token with its first instruction, and its exit code.
     fn batch(&mut self) {
         let (count, parallel) = (8 + self.random.below(16), 1 + self.random.below(5));
         let codes: Vec<u64> = (0..count).map(|_| 1 + self.random.below(119)).collect();
@@ -181,7 +183,8 @@ impl Soak {
         assert_eq!((&claims["container"], &claims["email"]), (&json!(container), &account(task)));
     }
 
-    /// Containers that are killed, restarted, paused, removed while they run, never started; clients that hang up.
+    /// Containers that are killed, restarted, paused, removed while they run, or never started; clients that
+    /// hang up.
     fn misbehave(&mut self) {
         for _ in 0..2 + self.random.below(4) {
             let flags = ["--label", "task=writer", "--stop-timeout", "1"];
@@ -256,7 +259,7 @@ impl Soak {
                 "config changed"
             }
             5 => {
-                // As on a laptop that sleeps: events, exits and requests pile up.
+                // As on a laptop that sleeps: events, exits and requests accumulate.
                 let pid = self.session.pid().to_string();
                 let signal =
                     |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
@@ -274,7 +277,7 @@ impl Soak {
         }
     }
 
-    /// Waits until containers get tokens again, and until nobody but the watcher has a lease.
+    /// Waits until containers get tokens again, and only the watcher has a lease.
     fn settled(&self) {
         until("a container has its token", BACK_WITHIN, || {
             let ask = asks();
@@ -307,7 +310,7 @@ fn account(task: &str) -> Value {
     json!(format!("{task}@p.iam.gserviceaccount.com"))
 }
 
-/// The tokens in replies as a container prints them.
+/// The tokens in the replies that a container printed.
 fn access_tokens(printed: &str) -> impl Iterator<Item = &str> {
     printed.split("\"access_token\":").skip(1).filter_map(|rest| rest.split('"').nth(1))
 }

@@ -1,5 +1,5 @@
-//! An engine whose files and network are its own, as those of Docker Desktop, colima and the like: the sources of
-//! binds and volumes are paths over there, and what the guard reads is here.
+//! An engine with its own files and network, like that of Docker Desktop, colima and others: the sources of
+//! binds and volumes are paths on its machine, but the guard reads this one.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::support::session::{Folder, Session};
 
 use super::restart::{stays, tokens};
 
-/// Nothing that a service would take; made when the test runs.
+/// A key that no service accepts; made when the test runs.
 fn key() -> String {
     let dashes = "-".repeat(5);
     let label = ["PRIVATE", "KEY"].join(" ");
@@ -35,7 +35,8 @@ fn an_engine_with_files_of_its_own_is_served_and_guarded() {
     assert_eq!(code, Some(0), "{said}");
 }
 
-/// A source is judged by the copy that is here. What is not shared with the engine is empty over there.
+/// The guard judges a source by its path on this machine. A path that is not shared with the engine is empty
+/// there.
 fn binds(session: &Session) {
     let folder = Folder::new("vm");
     std::fs::write(folder.0.join("data.csv"), "1,2\n").unwrap();
@@ -46,14 +47,14 @@ fn binds(session: &Session) {
     refused(session, &["create", "-v", &bind, IMAGE, "true"], "key.pem");
 }
 
-/// What is in a volume is over there, where nobody here can look: it passes, and that is said.
+/// Nobody here can read a volume of that machine: the create passes, and the session reports it.
 fn volumes(session: &Session) {
     session.ok(&["run", "--rm", "-v", "kept:/x", IMAGE, "sh", "-c", "echo kept >/x/file"]);
     assert_eq!(session.ok(&["run", "--rm", "-v", "kept:/x", IMAGE, "busybox", "cat", "/x/file"]), "kept");
     session.wait_for("not verified", Duration::from_secs(5));
 }
 
-/// An archive goes through the session, wherever the engine is.
+/// An archive is sent through the session, wherever the engine runs.
 fn loads(session: &Session, engine: &SecondEngine) {
     let folder = Folder::new("vm");
     let key_file = folder.0.join("key.pem");
