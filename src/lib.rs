@@ -16,7 +16,7 @@
 //! | | `cli` | the command line |
 //! | | `lib` | this map |
 //! | 6 | `app` | one file for each command, and the parts of a session that need no engine; the only wiring |
-//! | | `session` | a session's part of the engine: network, relay, and the remains of dead sessions |
+//! | | `session` | a session's part of the engine: networks, relays, and the remains of dead sessions |
 //! | 5 | `lifecycle` | attaches, confirms and cuts off containers |
 //! | | `server` | from request to answer |
 //! | 4 | `docker` | the engine: networks, images, events, relay; `docker/proxy`, the API proxy |
@@ -54,7 +54,7 @@
 //! # One container, one request
 //!
 //! `POST /containers/create` reaches [`docker::proxy`], which checks it, creates the container and registers
-//! its exit code; then [`lifecycle::Lifecycle`] connects it at an address of the session and admits a
+//! its exit code; then [`lifecycle::Lifecycle`] attaches it at an address of the session and admits a
 //! [`registry::Lease`]; only now is the create answered. The container requests a token from the [`relay`];
 //! the request comes through the tunnel to [`server::Server`], which finds the lease by the caller's address,
 //! gets the kind of answer from [`metadata::step`] and the token from [`mint::Mint`], and checks the lease
@@ -77,18 +77,21 @@
 //!   *AWS session*: temporary AWS credentials; *session* alone is always one of ours. *resource*: what a token
 //!   of Azure is for. *tenant*: a Microsoft Entra directory.
 //! * *lease*: a live grant at an address, for one *epoch*: one start of one container. A lease is *admitted*,
-//!   and *confirmed* once the container was seen running at the address. It *ends* with its container, or is
-//!   *cut off* by a person.
+//!   and *confirmed* once the container was seen running at the address. In the code a lease is *cut off*,
+//!   whatever the cause: its container ended, a person or the session ended it, or its address was taken.
+//!   What a person reads says *ended* for a container that ended by itself, and *cut off* only for what a
+//!   person did.
 //! * *create*: the Docker API request that makes a container. The proxy *judges* it: the container is
 //!   *attached*, *passes* unchanged, or is *refused*. *input*: an object in Cloud Storage that a task names.
 //!   *key*, in `guard`: any credential that must not enter a container; a *find* is a key with its place.
-//! * *attach*, *detach*: connect a container to our network, or disconnect it. *relay*: the container that
-//!   answers at the magic address. *cell*: a network of one container and the relay.
+//! * *attach*: give a container an address of the session; *detach*: disconnect it from our network. *relay*:
+//!   the container that answers at the magic address. *cell*: a network of one container and the relay.
 //!   *segment*: the bridge on which containers have link-local addresses; *second network*: ours, beside a
-//!   container's own. *stranger*: a container that was connected to a network of ours past the proxy. *listening*: where the
-//!   relay accepts requests.
-//! * *session*: one `run` or `serve` (`app::session`); its *metadata network* is the engine's part of it
-//!   (`session`). *control server*: answers about a session. *console*: what a person reads.
+//!   container's own. *stranger*: a container that was connected to a network of ours past the proxy.
+//!   *listening*: where the relay accepts requests.
+//! * *session*: one `run` or `serve` (`app::session`); the module `session` has its part of the engine.
+//!   *metadata network*, only in the code: one of a session's networks with its relay. *control server*:
+//!   answers about a session. *console*: what a person reads.
 //! * *capability*: the secret first segment of a path on loopback; in `docker::proxy`, Linux's capabilities.
 //!   *stand-in*: the value that a container sees where the config and the cloud have none.
 //! * *finding*, *fix*: the result of a probe of `check`, and the command that repairs it. *remedy*: what an

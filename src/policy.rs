@@ -1,4 +1,5 @@
-//! Assigns identities to containers. The rules are the operator's and are read at start.
+//! Assigns identities to containers. The rules are the operator's. They are read at start, and again when the
+//! config file changes (`app/reload.rs`).
 //!
 //! A rule matches, does not match, or is unknown, because a kfp task does not always show which task it is.
 //! The first rule in order that matches or is unknown decides. If it is unknown and the possible outcomes

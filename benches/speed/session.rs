@@ -58,6 +58,20 @@ pub(crate) fn listener(program: &Path, folder: &Folder, arguments: &[&str]) -> O
     }
 }
 
+/// Milliseconds of `run -- true`: a whole session without a container, and its end.
+pub(crate) fn whole_run(program: &Path) -> Outcome<f64> {
+    let folder = Folder::new()?;
+    let mut command = clean(Command::new(program), &folder);
+    command.args(["run", "--offline", "--quiet", "--all", "--", "true"]).stderr(Stdio::piped());
+    let began = Instant::now();
+    let ran = command.output()?;
+    let took = began.elapsed().as_secs_f64() * 1e3;
+    match ran.status.success() {
+        true => Ok(took),
+        false => Err(format!("the run failed: {}", String::from_utf8_lossy(&ran.stderr)).into()),
+    }
+}
+
 /// A whole session: network, relay, proxy.
 #[derive(Debug)]
 pub(crate) struct Session {

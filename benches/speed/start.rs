@@ -5,11 +5,14 @@ use std::time::Instant;
 use crate::engine::{self, docker};
 use crate::figures::{Table, Target, median, percentile};
 use crate::load::body_of;
-use crate::session::{Folder, Session, listener};
+use crate::session::{Folder, Session, listener, whole_run};
 use crate::{Outcome, Plan};
 
 /// Most milliseconds from exec to `ready`, with the relay's image in the engine.
 const READY: f64 = 800.0;
+
+/// Most milliseconds for the start and the end of a session together.
+const WHOLE: f64 = 350.0;
 
 pub(crate) fn measure(plan: &Plan, table: &mut Table) -> Outcome<()> {
     let mut times = Vec::new();
@@ -32,6 +35,13 @@ pub(crate) fn measure(plan: &Plan, table: &mut Table) -> Outcome<()> {
     table.row("start", "exec to `ready`, relay image present", (middle, shown), Target::AtMost(READY), " ms");
     let shown = format!("{:.0} ms", median(&first));
     table.row("start", "exec to `ready`, relay image made and loaded", (0.0, shown), Target::Stated, "");
+    let mut runs =
+        (0..plan.rounds(20, 5)).map(|_| whole_run(&plan.program)).collect::<Outcome<Vec<f64>>>()?;
+    let (low, middle, high) =
+        (percentile(&mut runs, 25.0), percentile(&mut runs, 50.0), percentile(&mut runs, 75.0));
+    let shown = format!("{middle:.0} ms (half of them {low:.0}–{high:.0})");
+    let what = "`run -- true`: start and end of a session";
+    table.row("start", what, (middle, shown), Target::AtMost(WHOLE), " ms");
     Ok(())
 }
 

@@ -30,12 +30,12 @@ pub enum ContainerEvent {
 pub type Moment = Option<i64>;
 
 impl Engine {
-    /// Events from `since` on. The engine repeats those that it reported before the subscription (it keeps
-    /// the last 256). The stream ends when the engine does.
+    /// Events from `since` on, each with its time. The engine repeats those that it reported before the
+    /// subscription (it keeps the last 256). The stream ends when the engine does.
     pub fn container_events(
         &self,
         since: SystemTime,
-    ) -> impl Stream<Item = Result<ContainerEvent, EngineError>> + use<> {
+    ) -> impl Stream<Item = Result<(Moment, ContainerEvent), EngineError>> + use<> {
         let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let since = format!("{}.{:09}", since.as_secs(), since.subsec_nanos());
         let filters = HashMap::from([
@@ -49,23 +49,20 @@ impl Engine {
         events.filter_map(move |event| {
             let engine = engine.clone();
             async move {
-                match event.map(container_event) {
-                    // Podman gives the network's name; the rest of this program uses its id.
-                    Ok(Some(ContainerEvent::Disconnected { container, network, at }))
-                        if engine.product == Product::Podman =>
-                    {
-                        let network = engine.network_id(&network).await.unwrap_or(network);
-                        Some(Ok(ContainerEvent::Disconnected { container, network, at }))
-                    }
-                    Ok(Some(ContainerEvent::Connected { container, network }))
-                        if engine.product == Product::Podman =>
-                    {
-                        let network = engine.network_id(&network).await.unwrap_or(network);
-                        Some(Ok(ContainerEvent::Connected { container, network }))
-                    }
-                    Ok(event) => event.map(Ok),
-                    Err(error) => Some(Err(EngineError::of("read the engine's events", error))),
+                let event = match event {
+                    Ok(event) => event,
+                    Err(error) => return Some(Err(EngineError::of("read the engine's events", error))),
+                };
+                let (time, mut event) = (event.time_nano, container_event(event)?);
+                // Podman gives the network's name; the rest of this program uses its id, where there is one.
+                if engine.product == Product::Podman
+                    && let ContainerEvent::Disconnected { network, .. }
+                    | ContainerEvent::Connected { network, .. } = &mut event
+                    && let Some(id) = engine.network_id(network).await
+                {
+                    *network = id;
                 }
+                Some(Ok((time, event)))
             }
         })
     }

@@ -230,7 +230,9 @@ impl Engine {
 }
 
 /// The create request for a container that can only forward bytes: an unprivileged uid, read-only, no
-/// capability, no mount, no port, no log (its output is the tunnel), and small limits.
+/// capability, no mount, no port, no log (its output is the tunnel), and small limits. On a network with
+/// outbound access it starts as root, with the capabilities of [`CONFINING`], and gives both up before it
+/// listens.
 fn create_body(image: &str, network: &Network, Listens { at, more, on }: Listens) -> ContainerCreateBody {
     let routed = on.flag() == Some("--confined");
     let mut endpoint = endpoint(at);

@@ -1,6 +1,7 @@
 //! Attaches a created container: its address, its lease, and its first AWS session.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ impl Lifecycle {
     /// Connects a created container at an address of its own network or of the shared one (a container on the
     /// host's network needs no connection) and admits it. The proxy may answer the create only after this, so
     /// that the lease exists before the container's first instruction, whichever client starts it.
-    pub async fn attach(&self, grant: Grant, mut place: Attachment) -> Result<Ipv4Addr, Reason> {
+    pub async fn attach(self: &Arc<Self>, grant: Grant, mut place: Attachment) -> Result<Ipv4Addr, Reason> {
         let container = grant.container.clone();
         let (network, address) = match &mut place {
             Attachment::Cell(cell) => {

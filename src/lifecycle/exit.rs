@@ -175,7 +175,7 @@ impl Lifecycle {
     }
 
     /// The epoch of the container's lease, and its network.
-    fn leased(&self, container: &ContainerId) -> Option<(u64, String)> {
+    pub(super) fn leased(&self, container: &ContainerId) -> Option<(u64, String)> {
         let state = self.state();
         let attached = state.containers.get(container)?;
         Some((attached.lease.as_ref()?.epoch(), attached.network.clone()))

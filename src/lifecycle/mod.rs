@@ -11,24 +11,26 @@ mod events;
 mod exit;
 mod joined;
 mod strangers;
+#[cfg(test)]
+mod tests;
+mod tidy;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::console::Console;
-use crate::docker::Engine;
 use crate::docker::addresses::Addresses;
 use crate::docker::events::Moment;
 use crate::docker::members::KnownMembers;
 use crate::docker::network::Network;
 use crate::docker::proxy::{Attachment, ExitCodes, LifecycleRequest, RelayAt};
 use crate::docker::segment::Segment;
+use crate::docker::{Engine, Inspected};
 use crate::mint::Mint;
 use crate::process::Tasks;
 use crate::record::Recorder;
@@ -40,16 +42,6 @@ pub use end::Summary;
 
 use exit::UnreportedEnd;
 use strangers::Strangers;
-
-/// How long a container that was never started keeps its address.
-const UNSTARTED: Duration = Duration::from_secs(15 * 60);
-
-/// How often containers with a lease are compared with the engine's list: the engine may have dropped an
-/// event.
-const COMPARE_EVERY: Duration = Duration::from_secs(10);
-
-/// How often unused addresses and unused cached tokens are released.
-const TIDY_EVERY: Duration = Duration::from_secs(60);
 
 /// Everything about the containers of one session.
 #[derive(Debug)]
@@ -88,6 +80,9 @@ struct LifecycleState {
     outstanding: HashMap<MintId, Deadline>,
     /// Set at the end of the session; from then on no lease is admitted.
     closed: bool,
+    /// Set from a break in the events until the engine has listed who is on our networks; while it is set, no
+    /// lease is confirmed.
+    unchecked: bool,
 }
 
 /// The network that containers are connected to in addition to their own.
@@ -134,6 +129,15 @@ struct AttachedContainer {
     barred: bool,
 }
 
+impl AttachedContainer {
+    /// Whether an inspection shows the container running at the address of its lease.
+    fn is_at_its_address(&self, seen: &Inspected) -> bool {
+        // On the host's network the path identifies the container: no other container has it.
+        let by_path = matches!(self.place, Attachment::Loopback(_));
+        seen.running && (by_path || seen.addresses.contains(&self.address))
+    }
+}
+
 /// What it takes to grant leases: the registry's only writer, the mint (to mint ahead and to erase tokens),
 /// and the recorder.
 #[derive(Debug)]
@@ -162,6 +166,7 @@ impl Lifecycle {
             cut_off: 0,
             outstanding: HashMap::new(),
             closed: false,
+            unchecked: false,
         };
         let (told_late, state) = (AtomicBool::new(false), Mutex::new(state));
         Arc::new(Self {
@@ -200,8 +205,8 @@ impl Lifecycle {
         mut requests: mpsc::Receiver<LifecycleRequest>,
         mut questions: Questions,
     ) {
-        let mut tidy = tokio::time::interval_at(Instant::now() + TIDY_EVERY, TIDY_EVERY);
-        let mut compare = tokio::time::interval_at(Instant::now() + COMPARE_EVERY, COMPARE_EVERY);
+        self.tasks.spawn("tidy", self.clone().tidy());
+        self.tasks.spawn("compare", self.clone().compare_regularly());
         loop {
             tokio::select! {
                 () = self.tasks.stop().cancelled() => return,
@@ -212,14 +217,6 @@ impl Lifecycle {
                 Some(address) = questions.next() => {
                     let this = self.clone();
                     self.tasks.spawn("confirm", async move { this.confirm_at(address).await });
-                }
-                _ = compare.tick() => {
-                    let this = self.clone();
-                    self.tasks.spawn("compare", async move { this.compare().await });
-                }
-                _ = tidy.tick() => {
-                    self.forget_unused();
-                    self.give_back_unstarted().await;
                 }
             }
         }
@@ -254,7 +251,8 @@ impl Lifecycle {
     }
 
     /// False once the session has ended: nothing would cut off the lease.
-    fn admit(&self, grant: Grant, address: Ipv4Addr, network: String, place: Attachment) -> bool {
+    fn admit(self: &Arc<Self>, grant: Grant, address: Ipv4Addr, network: String, place: Attachment) -> bool {
+        let container = grant.container.clone();
         let mut state = self.state();
         if state.closed {
             return false;
@@ -275,6 +273,9 @@ impl Lifecycle {
             grant,
         };
         state.containers.insert(attached.grant.container.clone(), attached);
+        drop(state);
+        // Another client may have started it before this: its connection then made it a stranger.
+        self.stranger_gone(&container, None);
         true
     }
 
@@ -330,49 +331,16 @@ impl Lifecycle {
         if epoch(&state).map(|(now, _)| now) != Some(before) {
             return; // it ended, or ended and started again, during the inspection
         }
-        let LifecycleState { writer, containers, strangers, .. } = &mut *state;
+        let LifecycleState { writer, containers, strangers, unchecked, .. } = &mut *state;
         if let Some(attached) = containers.get_mut(container)
             && let Some(lease) = &attached.lease
-            && seen.running
-            // On the host's network the path identifies the container: no other container has it.
-            && (seen.addresses.contains(&attached.address)
-                || matches!(attached.place, Attachment::Loopback(_)))
+            && attached.is_at_its_address(&seen)
             && !strangers.are_on(&attached.network)
+            && !*unchecked
         {
             attached.started = true;
             attached.begun = attached.begun.or(seen.started);
             writer.confirm(lease);
         }
-    }
-
-    async fn give_back_unstarted(&self) {
-        let idle: Vec<(ContainerId, String)> = {
-            let state = self.state();
-            let idle = state
-                .containers
-                .values()
-                .filter(|attached| !attached.started && attached.created.elapsed() > UNSTARTED);
-            idle.map(|attached| (attached.grant.container.clone(), attached.network.clone())).collect()
-        };
-        for (container, network) in idle {
-            let seen = self.engine.look(container.as_str(), &network).await;
-            if matches!(&seen, Ok(seen) if seen.running) {
-                continue;
-            }
-            if let Err(error) = self.detach(&network, &container).await {
-                tracing::warn!(%error, %container, "a container that never started keeps its address");
-                continue;
-            }
-            let minutes = UNSTARTED.as_secs() / 60;
-            self.console.notice(format!(
-                "{container} did not start within {minutes} min and has lost its identity; create it again"
-            ));
-            self.forget(&container);
-        }
-    }
-
-    #[cfg(test)]
-    fn started(&self, container: &ContainerId) -> bool {
-        self.state().containers.get(container).is_some_and(|attached| attached.started)
     }
 }

@@ -3,29 +3,41 @@
 //! The proxy has not judged them: they may have `NET_RAW`, with which they could take a neighbour's address.
 //! From the engine's event until they are gone, the server answers no container of that network (503).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Lifecycle, LifecycleState};
+use crate::docker::EngineError;
 use crate::docker::proxy::could_forge;
 use crate::docker::segment::Segment;
 use crate::record::metrics::Cause;
 use crate::workload::ContainerId;
 
-/// The strangers on each network, by its id.
+/// The strangers on each network, by its id, and whether a notice has named them.
 #[derive(Debug, Default)]
-pub(super) struct Strangers(HashMap<String, HashSet<ContainerId>>);
+pub(super) struct Strangers(HashMap<String, HashMap<ContainerId, bool>>);
 
 impl Strangers {
     /// False if the container was already listed.
     fn add(&mut self, container: &ContainerId, network: &str) -> bool {
-        self.0.entry(network.into()).or_default().insert(container.clone())
+        let there = self.0.entry(network.into()).or_default();
+        if there.contains_key(container) {
+            return false;
+        }
+        there.insert(container.clone(), false);
+        true
+    }
+
+    /// Whether no notice has named the stranger yet; one does from now on.
+    fn is_news(&mut self, container: &ContainerId, network: &str) -> bool {
+        let noticed = self.0.get_mut(network).and_then(|there| there.get_mut(container));
+        noticed.is_some_and(|noticed| !std::mem::replace(noticed, true))
     }
 
     /// Whether the container was listed on that network.
     fn remove(&mut self, container: &ContainerId, network: &str) -> bool {
         let Some(there) = self.0.get_mut(network) else { return false };
-        let removed = there.remove(container);
+        let removed = there.remove(container).is_some();
         if there.is_empty() {
             self.0.remove(network);
         }
@@ -38,16 +50,32 @@ impl Strangers {
 
     /// The networks on which the container is a stranger; with `network`, at most that network.
     fn networks_of(&self, container: &ContainerId, network: Option<&str>) -> Vec<String> {
-        let on = self.0.iter().filter(|(_, there)| there.contains(container)).map(|(on, _)| on);
+        let on = self.0.iter().filter(|(_, there)| there.contains_key(container)).map(|(on, _)| on);
         on.filter(|on| network.is_none_or(|network| network == *on)).cloned().collect()
     }
 
     fn on(&self, network: &str) -> Vec<ContainerId> {
-        self.0.get(network).into_iter().flatten().cloned().collect()
+        self.0.get(network).into_iter().flat_map(HashMap::keys).cloned().collect()
+    }
+
+    /// All of them, each with its network.
+    pub(super) fn all(&self) -> Vec<(ContainerId, String)> {
+        let each = |(network, there): (&String, &HashMap<ContainerId, bool>)| {
+            there.keys().map(|container| (container.clone(), network.clone())).collect::<Vec<_>>()
+        };
+        self.0.iter().flat_map(each).collect()
     }
 }
 
 impl Lifecycle {
+    /// The id of a network of ours that an event names: Podman's look-up of the id may have failed.
+    pub(super) fn id_of(&self, network: String) -> String {
+        let second = self.state().second.as_ref().map(|second| second.network.clone());
+        let segment = self.segment.as_ref().map(Segment::network);
+        let mut ours = second.iter().chain(segment);
+        ours.find(|ours| ours.name == network).map_or(network, |ours| ours.id.clone())
+    }
+
     /// Handles the event that a container was connected to a network.
     pub(super) fn connected(self: Arc<Self>, container: ContainerId, network: String) {
         if self.suspend(&container, &network) {
@@ -76,7 +104,7 @@ impl Lifecycle {
 
     /// Ends the leases whose address the stranger has, and lifts the suspension if the stranger is harmless.
     /// Only strangers on the default bridge can be harmless, namely if they cannot forge addresses.
-    async fn look_at_stranger(self: &Arc<Self>, container: &ContainerId, network: &str) {
+    pub(super) async fn look_at_stranger(self: &Arc<Self>, container: &ContainerId, network: &str) {
         let seen = match self.engine.look_at_foreign(container.as_str(), network).await {
             Ok(seen) if seen.running && seen.connected => seen,
             Ok(_) => return self.stranger_gone(container, Some(network)),
@@ -86,6 +114,10 @@ impl Lifecycle {
                 return;
             }
         };
+        // It may have got its lease meanwhile: another client started it while it was attached.
+        if self.state().is_leased(container) {
+            return self.stranger_gone(container, Some(network));
+        }
         // On the second network the engine itself prevents two containers from running at one address.
         let segment = self.segment.as_ref().filter(|segment| segment.network().id == network);
         let same_address: Vec<ContainerId> = {
@@ -108,7 +140,8 @@ impl Lifecycle {
         if on_default && same_address.is_empty() && !could_forge(&seen.host) {
             return self.stranger_gone(container, Some(network));
         }
-        if !self.state().containers.values().any(|attached| attached.network == network) {
+        let in_use = self.state().containers.values().any(|attached| attached.network == network);
+        if !in_use || !self.state().strangers.is_news(container, network) {
             return;
         }
         self.console.notice(format!(
@@ -147,17 +180,17 @@ impl Lifecycle {
         }
     }
 
-    /// Compares the strangers with the engine's lists, after a gap in the events.
-    pub(super) async fn look_for_strangers(self: &Arc<Self>) {
+    /// Compares the strangers with the engine's lists. An error: some network could not be listed.
+    pub(super) async fn look_for_strangers(self: &Arc<Self>) -> Result<(), EngineError> {
         let second = self.state().second.as_ref().map(|second| second.network.clone());
         let segment = self.segment.as_ref().map(|segment| segment.network().clone());
         for network in second.into_iter().chain(segment) {
-            let Ok(members) = self.engine.containers_on(&network).await else { continue };
+            // Taken before the list: a stranger that comes afterwards cannot be missing from it.
+            let known = self.state().strangers.on(&network.id);
+            let members = self.engine.containers_on(&network).await?;
             let running = members.iter().filter(|member| member.running);
             let there: Vec<ContainerId> =
                 running.filter_map(|member| ContainerId::parse(&member.id)).collect();
-            // Not in the head of the `for`: the state would stay locked while the loop locks it again.
-            let known = self.state().strangers.on(&network.id);
             for gone in known {
                 if !there.contains(&gone) {
                     self.stranger_gone(&gone, Some(&network.id));
@@ -169,6 +202,7 @@ impl Lifecycle {
                 }
             }
         }
+        Ok(())
     }
 }
 

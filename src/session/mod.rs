@@ -1,8 +1,8 @@
-//! The engine's part of one `run` or `serve`: its network, its relay, the sweep at the start and the removal
-//! at the end.
+//! The engine's part of one `run` or `serve`: its networks, their relays, the sweep at the start and the
+//! removal at the end.
 //!
-//! A session is alive while its relay runs. So a sweep tells a dead session from a live one: a network of
-//! ours is dead if it has no running relay and no process is about to start one.
+//! A session is alive while a relay of it runs. So a sweep tells a dead session from a live one: a session is
+//! dead if no relay runs on any of its networks and no process is about to start one.
 
 mod networks;
 mod relay_image;
@@ -58,13 +58,13 @@ pub struct EnginePlan<'a> {
     pub sockets: &'a Path,
 }
 
-/// A session's part of the engine.
+/// One of a session's networks, with its relay: the first one, or the second network.
 #[derive(Debug)]
 pub struct MetadataNetwork {
     pub engine: Engine,
     pub network: Network,
     pub pool: Pool,
-    /// The relay's address: 169.254.169.254, or a different one if another session uses that.
+    /// The relay's address: 169.254.169.254, or a different one if that is not in the range of the network.
     pub relay: Ipv4Addr,
     /// Whether the relay also has AWS's address of container credentials.
     pub container_credentials: bool,
@@ -91,7 +91,7 @@ impl MetadataNetwork {
         self.pool.leasable().filter(|address| !self.taken.contains(address))
     }
 
-    /// Sweeps, makes the network, loads the relay image if it is missing and starts the relay.
+    /// Loads the relay image if it is missing, sweeps, makes the first network and starts its relay.
     pub async fn open(
         engine: Engine,
         wanted: &EnginePlan<'_>,

@@ -1,4 +1,4 @@
-//! Makes the network of a session, of the kind that the config asks for and the engine allows.
+//! Makes the networks of a session, of the kinds that the config asks for and the engine allows.
 
 use std::collections::VecDeque;
 

@@ -6,9 +6,7 @@
 //! tracks an upstream's clock for signatures; `stamp` detects changes of files; `document` reads JSON, `xml` AWS's answers; `jwt` and
 //! `variables` are small helpers.
 //!
-//! Adding a source: (1) a file in this room with a type that implements [`Source`]; (2) a variant in
-//! `config::SourceChoice`, chosen in `config/check.rs`; (3) an arm in `Credentials::open` (`app/credentials.rs`); (4) cases
-//! in `tests/it/minting.rs` against a fake at the wire that checks what it is sent.
+//! CONTRIBUTING.md has the steps for a new source, under "Adding a source of credentials".
 
 mod absent;
 pub mod aws;

@@ -35,7 +35,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
                 "reserved",
                 "rules",
             ],
-            &["clouds"],
+            &["clouds", "exit_records"],
             &["json", "outputs", "wiring"],
             // Judgements, which wait for nothing.
             &["entrypoint", "judge", "path", "podman", "proxies", "texts"],
@@ -99,7 +99,7 @@ const INSIDE: [(&str, &[&[&str]]); 6] = [
         "metadata",
         &[&["json", "reply", "target", "view"], &["service", "guards"], &["aws", "azure", "google"]],
     ),
-    ("lifecycle", &[&["attach", "events", "exit", "joined", "strangers"], &["end"], &["by_hand"]]),
+    ("lifecycle", &[&["attach", "events", "exit", "joined", "strangers", "tidy"], &["end"], &["by_hand"]]),
 ];
 
 /// Neighbours on one storey that may import each other, each with its reason.

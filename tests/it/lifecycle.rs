@@ -89,7 +89,7 @@ impl Fixture {
             while path.ends_with("/connect") && connects.load(Ordering::Acquire) {
                 std::thread::sleep(Duration::from_millis(2));
             }
-            whole("{}")
+            whole(if path.contains("/containers/json") { "[]" } else { "{}" })
         });
         let engine = Engine::connect(&engine.socket).await.unwrap();
         let (writer, _reader, questions) = registry::new();

@@ -24,6 +24,7 @@ FEATURES = [
     ("events that come late or in another order", "order"),
     ("`network.attach`: each mode, and strangers on its network", "alone::attaching"),
     ("a container's end, its last token, a dead relay", "alone::death"),
+    ("what fails, and what recovers by itself: [failures](failures.md)", "alone::failing"),
     ("the engine restarts under a session; faults at random", "alone::restart alone::soak"),
     ("engines on tcp with TLS and behind ssh; `serve --tls`", "far tls"),
     ("an engine with files of its own (in a VM): binds, volumes, loads", "alone::vm"),

@@ -14,7 +14,6 @@ use hyper::http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
-use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, copy};
 use tokio::net::UnixStream;
 use tokio::net::unix::ReadHalf;
@@ -154,15 +153,6 @@ impl EngineClient {
             .header(header::CONTENT_LENGTH, 0)
             .body(full(Bytes::new()));
         self.exchange(request.map_err(|_| Refusal::malformed("a name that no path can hold"))?).await
-    }
-
-    /// The JSON at `path`; `None` if the engine answers with another status than success.
-    pub(super) async fn look(&self, path: &str) -> Result<Option<Value>, Refusal> {
-        let reply = self.ask(Method::GET, path).await?;
-        if !reply.status().is_success() {
-            return Ok(None);
-        }
-        Ok(serde_json::from_slice(&collect(reply.into_body()).await?).ok())
     }
 
     /// Forwards the client's request in canonical form and returns the reply, streamed. `raw` is the client's

@@ -19,7 +19,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::engine_client::{Refusal, Reply, json_reply};
-use super::removed::{NEVER_RAN, Removed, UNKNOWN};
+use super::exit_records::{Present, Records, valid};
+use super::removed::{NEVER_RAN, UNKNOWN};
 use crate::docker::events::ContainerEvent;
 use crate::json::fields;
 use crate::workload::ContainerId;
@@ -39,31 +40,6 @@ pub struct ExitCodes(Arc<Shared>);
 struct Shared {
     records: Mutex<Records>,
     changed: watch::Sender<()>,
-}
-
-#[derive(Debug, Default)]
-struct Records {
-    present: HashMap<ContainerId, Present>,
-    gone: Removed,
-    ends: Option<mpsc::UnboundedSender<ContainerId>>,
-    /// How many containers were recorded so far.
-    recorded: u64,
-}
-
-/// A container that the engine still has, according to its events.
-#[derive(Debug)]
-struct Present {
-    name: Option<Box<str>>,
-    recorded: u64,
-    /// Whether it has run.
-    started: bool,
-    /// The engine may start the container again by itself.
-    restarts: bool,
-    /// The exit code of its last run; `None` while it runs, and before it runs.
-    code: Option<u32>,
-    /// The code that lifecycle read, if `code` stays unknown; `None` after a start: it may be an earlier
-    /// run's.
-    backup: Option<u32>,
 }
 
 /// How a removed container ended.
@@ -131,8 +107,9 @@ impl ExitCodes {
 
     pub(super) fn rename(&self, container: &ContainerId, name: &str) {
         self.with(|records| {
+            let name = records.take_name(name);
             if let Some(present) = records.present.get_mut(container) {
-                present.name = Some(name.trim_start_matches('/').into());
+                present.name = Some(name);
             }
         });
     }
@@ -153,7 +130,10 @@ impl ExitCodes {
             if let Some(present) = records.present.get_mut(container) {
                 present.started = before.started;
                 present.code = present.code.or(before.code);
-            } else if let Some(gone) = records.gone.code(container).filter(|_| !before.started) {
+            } else if let Some(gone) = records.gone.code(container)
+                && !before.started
+                && *gone == UNKNOWN
+            {
                 // The engine removed the container because it could not start.
                 *gone = NEVER_RAN;
             }
@@ -165,7 +145,7 @@ impl ExitCodes {
         self.with(|records| {
             records.recorded += 1;
             let present = Present {
-                name: name.map(|name| name.trim_start_matches('/').into()),
+                name: name.map(|name| records.take_name(name)),
                 recorded: records.recorded,
                 started: false,
                 restarts,
@@ -197,11 +177,19 @@ impl ExitCodes {
         });
     }
 
-    /// Called after a gap, with all containers and which run. Returns those that ended with an unknown code.
-    pub(super) fn listed(&self, all: &HashMap<ContainerId, bool>) -> Vec<ContainerId> {
+    /// How many containers were recorded so far. A later one cannot be missing from a list that is asked for now.
+    pub(super) fn recorded(&self) -> u64 {
+        self.with(|records| records.recorded)
+    }
+
+    /// Called after a gap, with all containers and which run, as the engine listed them after `recorded`
+    /// containers. Returns those that ended with an unknown code.
+    pub(super) fn listed(&self, all: &HashMap<ContainerId, bool>, recorded: u64) -> Vec<ContainerId> {
         self.change(|records| {
-            let missing: HashSet<ContainerId> =
-                records.present.keys().filter(|id| !all.contains_key(*id)).cloned().collect();
+            let is_missing =
+                |id: &ContainerId, present: &Present| present.recorded <= recorded && !all.contains_key(id);
+            let missing = records.present.iter().filter(|(id, present)| is_missing(id, present));
+            let missing: HashSet<ContainerId> = missing.map(|(id, _)| id.clone()).collect();
             for container in &missing {
                 if let Some(present) = records.present.get_mut(container)
                     && present.restarts
@@ -215,7 +203,9 @@ impl ExitCodes {
             for (container, present) in &mut records.present {
                 match all.get(container) {
                     Some(true) => (present.started, present.code) = (true, None),
-                    _ if present.started && present.code.is_none() => unknown.push(container.clone()),
+                    Some(false) if present.started && present.code.is_none() => {
+                        unknown.push(container.clone())
+                    }
                     _ => {}
                 }
             }
@@ -354,46 +344,6 @@ impl ExitCodes {
     }
 }
 
-impl Records {
-    fn ended(&mut self, container: &ContainerId, code: Option<u32>) {
-        if let Some(present) = self.present.get_mut(container) {
-            present.started = true;
-            let Some(code) = code else { return };
-            // The engine repeats events after a gap.
-            if present.code.replace(code) == Some(code) {
-                return;
-            }
-        } else if let Some(gone) = self.gone.code(container)
-            && let Some(code) = code
-            && valid((*gone).into()).is_none()
-        {
-            *gone = code;
-        } else {
-            return;
-        }
-        if let Some(ends) = &self.ends {
-            // The listener ends with the session, so a failed send is ignored.
-            let _ = ends.send(container.clone());
-        }
-    }
-
-    fn removed(&mut self, container: &ContainerId) {
-        if let Some(present) = self.present.remove(container) {
-            let code =
-                if present.started { present.code.or(present.backup).unwrap_or(UNKNOWN) } else { NEVER_RAN };
-            self.gone.push(container, present.name.as_deref(), code);
-            if self.present.capacity() > 64 + self.present.len() * 4 {
-                self.present.shrink_to(self.present.len() * 2);
-            }
-        }
-    }
-}
-
-/// Podman 5.4 answers some waits with -1. No Linux container has a code above 255.
-fn valid(code: i64) -> Option<u32> {
-    u32::try_from(code).ok().filter(|code| *code < NEVER_RAN)
-}
-
 fn wait_body(code: u32) -> Bytes {
     Bytes::from(format!("{{\"StatusCode\":{code}}}"))
 }
@@ -499,11 +449,48 @@ mod tests {
         }
         // The first two are gone, the third runs, the fourth has ended, the fifth was never started.
         let all = HashMap::from([(ids[2].clone(), true), (ids[3].clone(), false), (ids[4].clone(), false)]);
-        assert_eq!(codes.listed(&all), [ids[3].clone()]);
+        assert_eq!(codes.listed(&all, codes.recorded()), [ids[3].clone()]);
         codes.inspected(&ids[3], 6);
         let found: Vec<_> = ids.iter().map(|id| codes.code(id)).collect();
         assert_eq!(found, [Some(4), None, None, Some(6), None]);
         assert_eq!(codes.fate(&ids[1]), Some(EndState::Unknown), "it may have run again");
+    }
+
+    #[test]
+    fn a_container_recorded_after_the_list_is_not_missing() {
+        let codes = ExitCodes::default();
+        let (listed, later) = (container(1), container(2));
+        codes.record(&listed, None, false);
+        let recorded = codes.recorded();
+        codes.record(&later, None, false);
+        codes.happened(&ContainerEvent::Started(later.clone()));
+        assert_eq!(codes.listed(&HashMap::new(), recorded), []);
+        assert_eq!(codes.fate(&listed), Some(EndState::NeverRan));
+        assert_eq!(codes.fate(&later), Some(EndState::Present));
+    }
+
+    #[test]
+    fn a_name_belongs_to_its_newest_container() {
+        let codes = ExitCodes::default();
+        let missed = container(1);
+        codes.record(&missed, Some("x"), false);
+        codes.happened(&ContainerEvent::Started(missed.clone()));
+        codes.happened(&died(&missed, 0));
+        let newest = ran(&codes, 2, "x", &[1]);
+        assert_eq!(codes.find("x"), Some(newest), "the removal of the first one was missed");
+    }
+
+    #[test]
+    fn a_failed_second_start_keeps_the_code_of_the_first() {
+        let codes = ExitCodes::default();
+        let id = container(1);
+        codes.record(&id, None, false);
+        let (loser, _winner) = (codes.begin(&id), codes.begin(&id));
+        codes.happened(&ContainerEvent::Started(id.clone()));
+        codes.happened(&died(&id, 5));
+        codes.happened(&ContainerEvent::Destroyed(id.clone()));
+        codes.undo(&id, loser);
+        assert_eq!(codes.code(&id), Some(5));
     }
 
     #[test]

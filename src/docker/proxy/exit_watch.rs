@@ -138,12 +138,14 @@ impl ExitWatch {
     /// Compares the recorded containers with the engine's: an engine that restarted in a gap has lost the
     /// events before its restart.
     async fn compare(&self) {
+        let recorded = self.codes.recorded();
         let Ok(Some(list)) = self.engine.look("/containers/json?all=1").await else { return };
         let row = |one: &Value| Some((ContainerId::parse(one["Id"].as_str()?)?, runs(&one["State"])));
         let all: HashMap<ContainerId, bool> = items(&list).filter_map(row).collect();
-        for container in self.codes.listed(&all) {
+        for container in self.codes.listed(&all, recorded) {
             let path = format!("/containers/{}/json", container.as_str());
             if let Ok(Some(found)) = self.engine.look(&path).await
+                && found["State"]["Running"] != true
                 && let Some(code) = found["State"]["ExitCode"].as_i64()
             {
                 self.codes.inspected(&container, code);

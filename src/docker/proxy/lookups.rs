@@ -1,8 +1,9 @@
 //! Questions to the engine about its objects: containers by name, and whether an object is ours.
 
+use hyper::{Method, StatusCode};
 use serde_json::Value;
 
-use super::engine_client::{EngineClient, Refusal};
+use super::engine_client::{EngineClient, Refusal, collect};
 use super::path::encode;
 use super::reserved::{Hit, Reserved, ReservedKind};
 use crate::docker::labels::SESSION_LABEL;
@@ -12,6 +13,28 @@ use crate::workload::ContainerId;
 pub(super) const NETWORKS: &str = "kfp-creds";
 /// The engine's own networks, which every create names and nobody can replace.
 const PREDEFINED: [&str; 5] = ["", "default", "bridge", "host", "none"];
+
+impl EngineClient {
+    /// The JSON at `path`; `None` if the engine has no such object, or refuses the name as it will refuse the
+    /// client's request. A fault of the engine is an error: whoever asks cannot decide.
+    pub(super) async fn look(&self, path: &str) -> Result<Option<Value>, Refusal> {
+        let reply = self.ask(Method::GET, path).await?;
+        let status = reply.status();
+        if status.is_client_error() {
+            return Ok(None);
+        }
+        let body = collect(reply.into_body()).await?;
+        match serde_json::from_slice::<Value>(&body) {
+            Ok(found) if status.is_success() => Ok(Some(found)),
+            // Podman answers some of these with 500.
+            Ok(found) if found["message"].as_str().is_some_and(|why| why.contains("no such")) => Ok(None),
+            _ => Err(Refusal::new(
+                StatusCode::BAD_GATEWAY,
+                format!("the engine did not say what it has ({status}); try again"),
+            )),
+        }
+    }
+}
 
 /// Looks objects up at the engine. References come from clients.
 #[derive(Clone, Debug)]

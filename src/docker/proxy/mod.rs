@@ -33,6 +33,7 @@ mod engine_client;
 mod entrypoint;
 mod environment;
 mod exit_codes;
+mod exit_records;
 mod exit_watch;
 mod frames;
 mod guard;

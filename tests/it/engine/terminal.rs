@@ -16,7 +16,7 @@ fn is_network(name: &str) -> bool {
 }
 
 /// The line with placeholders for ids, addresses and times.
-fn normal(line: &str) -> String {
+pub(super) fn normal(line: &str) -> String {
     let digits = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
     let word = |word: &str| {
         let core = word.trim_matches(|c| "(),;".contains(c));

@@ -2,6 +2,7 @@
 
 mod attaching;
 mod death;
+mod failing;
 mod images;
 mod libraries;
 mod restart;

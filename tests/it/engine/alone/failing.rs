@@ -1,0 +1,216 @@
+//! What fails with a real engine: rows of `docs/internals/failures.md`.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::engine::terminal::normal;
+use crate::support::failures::Happened;
+use crate::support::raw::{Container, Internal, until};
+use crate::support::second_engine::{IMAGE, SecondEngine};
+use crate::support::session::{Folder, Session, program, raw, task_image};
+
+const ENGINE: &str = "Engine";
+const CONTAINERS: &str = "Containers and their network";
+const COMMAND: &str = "Clients and the session";
+const ENDED: &str = "nothing is left to recover";
+const BY_ITSELF: &str = "yes";
+
+/// The lines without progress and the `ready` line; what differs from run to run is `…`.
+fn lines(said: &str) -> String {
+    let one = |line: &str| {
+        let line = normal(line);
+        let words = line.split(' ').map(|word| {
+            let core = word.trim_matches(|c| "(),;".contains(c));
+            if core.starts_with("/v1.") {
+                return word.replace(core.split('/').nth(1).unwrap_or_default(), "…");
+            }
+            let hex = core.len() >= 8 && core.bytes().all(|b| b.is_ascii_hexdigit());
+            let varies = hex
+                || ["CONTAINER", "ADDRESS", "TIME", "SECONDS", "VERSION"].contains(&core)
+                || core.starts_with("/tmp/");
+            if varies { word.replace(core, "…") } else { word.into() }
+        });
+        words.collect::<Vec<String>>().join(" ")
+    };
+    let wanted = |line: &&str| !line.contains("kfp-creds: ...  ") && !line.contains("kfp-creds: ready  ");
+    said.lines().filter(wanted).map(one).collect::<Vec<_>>().join("\n").replace(&task_image(), "IMAGE")
+}
+
+fn since(session: &Session, before: &str) -> String {
+    std::thread::sleep(Duration::from_millis(300));
+    lines(session.said().strip_prefix(before).unwrap())
+}
+
+fn sleeper(session: &Session) -> Container {
+    let image = task_image();
+    Container(session.ok(&["run", "-d", "--stop-timeout", "1", &image, "sleep", "120"]))
+}
+
+fn relay(session: &Session) -> String {
+    format!("kfp-creds-relay-{}", session.socket.file_stem().unwrap().to_string_lossy())
+}
+
+#[test]
+fn addresses_that_are_taken() {
+    let config = "[network]\nattach = \"second\"\npool = \"10.219.38.0/28\"\n";
+    let session = Session::offline(config, &["--all"]);
+    let image = task_image();
+    let mut all: Vec<Container> =
+        (0..10).map(|_| Container(session.ok(&["create", &image, "true"]))).collect();
+    let before = session.said();
+    let refused = session.docker(&["create", &image, "true"]);
+    let client = lines(&String::from_utf8(refused.stderr).unwrap());
+    let case = "all addresses of the pool are in use";
+    let person = since(&session, &before);
+    all.pop();
+    until("an address is free", Duration::from_secs(5), || {
+        let made = session.docker(&["create", &image, "true"]);
+        let id = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+        made.status.success().then(|| all.push(Container(id))).is_some()
+    });
+    let recovers = "yes: once a container is removed";
+    Happened { part: CONTAINERS, case, client, person, recovers }.is_on_the_page();
+}
+
+#[test]
+fn a_pool_that_another_network_has() {
+    let other = Internal::new();
+    let subnet = raw(&["network", "inspect", "-f", "{{(index .IPAM.Config 0).Subnet}}", &other.0]);
+    let folder = Folder::new("taken");
+    let mut command = program(&folder.0);
+    command.env("KFP_CREDS_POOL", &subnet).env("KFP_CREDS_ATTACH", "second");
+    let out = command.args(["run", "--offline", "--", "true"]).stdin(Stdio::null()).output().unwrap();
+    let client = format!("exit code {}", out.status.code().unwrap());
+    let person = String::from_utf8(out.stderr).unwrap().replace(&subnet, "…").replace(&other.0, "…");
+    let recovers = "yes: the session takes another range";
+    let case = "another network has the addresses of the pool";
+    Happened { part: CONTAINERS, case, client, person: lines(&person), recovers }.is_on_the_page();
+}
+
+#[test]
+fn a_session_that_was_killed() {
+    let killed = Session::offline("", &["--all"]);
+    let left = sleeper(&killed);
+    assert_eq!(left.asks().1, 200);
+    killed.kill();
+    until("the relay follows", Duration::from_secs(10), || left.asks().1 != 200);
+    let client = match left.asks().1 {
+        0 => "no answer".into(),
+        status => status.to_string(),
+    };
+    drop(left);
+    let next = Session::offline("", &["--all"]);
+    let person = lines(&next.said());
+    assert_eq!(sleeper(&next).asks().1, 200);
+    let case = "a session is killed: what the next one says";
+    let recovers = "yes: the next session removes the network and the relay";
+    Happened { part: CONTAINERS, case, client, person, recovers }.is_on_the_page();
+}
+
+#[test]
+fn a_relay_that_is_killed() {
+    let session = Session::offline("", &["--all"]);
+    let attached = sleeper(&session);
+    assert_eq!(attached.asks().1, 200);
+    let before = session.said();
+    raw(&["kill", &relay(&session)]);
+    session.wait_for("the relay died", Duration::from_secs(10));
+    until("the relay is back", Duration::from_secs(20), || attached.asks().1 == 200);
+    let person = since(&session, &before);
+    let (case, client) =
+        ("the relay is killed, as when memory is short", "no answer for a moment, then 200".into());
+    Happened { part: CONTAINERS, case, client, person, recovers: BY_ITSELF }.is_on_the_page();
+}
+
+#[test]
+fn an_engine_that_is_paused() {
+    let engine = SecondEngine::start();
+    let session = Session::start("", &["--offline", "--all"], &[("DOCKER_HOST", &engine.host())]);
+    let container = session.ok(&["run", "-d", IMAGE, "sleep", "600"]);
+    let ask = "(printf 'GET /computeMetadata/v1/instance/service-accounts/default/token HTTP/1.0\\r\\nMetadata-Flavor: Google\\r\\n\\r\\n'; sleep 2) | busybox nc -w 5 $GCE_METADATA_IP 80 | busybox head -n 1";
+    let asks = || engine.docker(&["exec", &container, "sh", "-c", ask]);
+    let first = |out: std::process::Output| String::from_utf8_lossy(&out.stdout).trim().to_owned();
+    let once = asks();
+    assert!(first(once.clone()).contains("200"), "{once:?}");
+    let before = session.said();
+    engine.signal("-STOP");
+    std::thread::sleep(Duration::from_secs(20));
+    engine.signal("-CONT");
+    until("the container is answered again", Duration::from_secs(30), || first(asks()).contains("200"));
+    let person = since(&session, &before);
+    let case = "the engine is paused for 20 s";
+    let client = "no answer while it is paused, then 200".into();
+    Happened { part: ENGINE, case, client, person, recovers: BY_ITSELF }.is_on_the_page();
+}
+
+#[test]
+fn a_proxy_socket_that_is_removed() {
+    let session = Session::offline("", &["--all"]);
+    let attached = sleeper(&session);
+    let before = session.said();
+    std::fs::remove_file(&session.socket).unwrap();
+    let out = session.docker(&["version"]);
+    assert!(!out.status.success());
+    assert_eq!(attached.asks().1, 200, "those that are attached go on");
+    let person = since(&session, &before);
+    let client = "docker: no such socket; attached containers: 200".into();
+    let case = "the proxy's socket is removed";
+    let recovers = "no: start the session again";
+    Happened { part: COMMAND, case, client, person, recovers }.is_on_the_page();
+    assert_eq!(session.end().0, Some(0));
+}
+
+/// `run` with this shell script as its command, after `then` has seen it run.
+fn command(script: &str, then: impl FnOnce(u32)) -> (Option<i32>, String) {
+    let folder = Folder::new("command");
+    let mut run = program(&folder.0);
+    run.args(["run", "--offline", "--all", "--", "sh", "-c", script]);
+    let child = run.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    then(child.id());
+    let out = child.wait_with_output().unwrap();
+    (out.status.code(), lines(&String::from_utf8(out.stderr).unwrap()))
+}
+
+#[test]
+fn commands_that_end_in_other_ways() {
+    let marker = Folder::new("marker");
+    let running = marker.0.join("running");
+    let twice = format!("trap '' INT; touch {}; exec sleep 60", running.display());
+    for (case, script, interrupts) in [
+        ("the command exits with 255", "exit 255", 0),
+        ("the command is killed", "kill -9 $$", 0),
+        ("the command leaves a process behind", "setsid sleep 5 >/dev/null 2>&1 & exit 0", 0),
+        ("the command ignores SIGTERM, sent twice", twice.as_str(), 2),
+    ] {
+        let (code, person) = command(script, |pid| {
+            for _ in 0..interrupts {
+                until("the command runs", Duration::from_secs(20), || running.exists());
+                std::thread::sleep(Duration::from_millis(500));
+                assert!(Command::new("kill").args(["-TERM", &pid.to_string()]).status().unwrap().success());
+            }
+        });
+        let client = format!("exit code {}", code.unwrap());
+        Happened { part: COMMAND, case, client, person, recovers: ENDED }.is_on_the_page();
+    }
+}
+
+/// The relay closes all but 128 of them.
+#[test]
+fn connections_that_stay_idle() {
+    let session = Session::offline("", &["--all"]);
+    let (busy, other) = (sleeper(&session), sleeper(&session));
+    let before = session.said();
+    busy.exec(
+        "python3 -c 'import os, socket, time\n\
+         held = [socket.create_connection((os.environ[\"GCE_METADATA_IP\"], 80)) for _ in range(1000)]\n\
+         if os.fork(): os._exit(0)\n\
+         os.close(1); os.close(2); time.sleep(30)'",
+    );
+    let (_, status, seconds) = other.asks();
+    assert!(seconds < 1.0, "{seconds} s");
+    let person = since(&session, &before);
+    let client = format!("{status} for every other container");
+    let case = "a container opens 1 000 connections and sends nothing";
+    Happened { part: COMMAND, case, client, person, recovers: "there is nothing to recover from" }
+        .is_on_the_page();
+}
