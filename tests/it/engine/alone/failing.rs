@@ -15,24 +15,30 @@ const COMMAND: &str = "Clients and the session";
 const ENDED: &str = "nothing is left to recover";
 const BY_ITSELF: &str = "yes";
 
-/// The lines without progress and the `ready` line; what differs from run to run is `…`.
+fn steady(word: &str) -> String {
+    let core = word.trim_matches(|c| "(),;:".contains(c));
+    if core.starts_with("/v1.") {
+        return word.replace(core.split('/').nth(1).unwrap_or_default(), "…");
+    }
+    let hex = core.len() >= 8 && core.bytes().all(|b| b.is_ascii_hexdigit());
+    let placeholder = ["CONTAINER", "ADDRESS", "TIME", "SECONDS", "VERSION"].contains(&core);
+    if hex || placeholder || core.starts_with("/tmp/") { word.replace(core, "…") } else { word.into() }
+}
+
+/// The lines without progress and what every session says; what differs from run to run is `…`.
 fn lines(said: &str) -> String {
     let one = |line: &str| {
         let line = normal(line);
-        let words = line.split(' ').map(|word| {
-            let core = word.trim_matches(|c| "(),;".contains(c));
-            if core.starts_with("/v1.") {
-                return word.replace(core.split('/').nth(1).unwrap_or_default(), "…");
+        let mut words: Vec<String> = line.split(' ').map(steady).collect();
+        for at in 1..words.len() {
+            if words[at] == "ms" {
+                words[at - 1] = "…".into();
             }
-            let hex = core.len() >= 8 && core.bytes().all(|b| b.is_ascii_hexdigit());
-            let varies = hex
-                || ["CONTAINER", "ADDRESS", "TIME", "SECONDS", "VERSION"].contains(&core)
-                || core.starts_with("/tmp/");
-            if varies { word.replace(core, "…") } else { word.into() }
-        });
-        words.collect::<Vec<String>>().join(" ")
+        }
+        words.join(" ")
     };
-    let wanted = |line: &&str| !line.contains("kfp-creds: ...  ") && !line.contains("kfp-creds: ready  ");
+    let every_session = ["kfp-creds: ...  ", "kfp-creds: ready  ", "run the lines above"];
+    let wanted = |line: &&str| !every_session.iter().any(|part| line.contains(part));
     said.lines().filter(wanted).map(one).collect::<Vec<_>>().join("\n").replace(&task_image(), "IMAGE")
 }
 
