@@ -146,6 +146,8 @@ pub struct Inspected {
     pub addresses: Vec<Ipv4Addr>,
     /// Its last start, in nanoseconds since 1970 by the engine's clock.
     pub started: Option<i64>,
+    /// The end of its last run, by the same clock.
+    pub finished: Option<i64>,
     /// The exit code of its last run, once that has ended.
     pub exit_code: Option<i64>,
 }
@@ -256,7 +258,8 @@ impl Engine {
         let started = state["StartedAt"].as_str().and_then(nanoseconds).filter(|at| *at > 0);
         let exit_code = state["ExitCode"].as_i64().filter(|_| !running && started.is_some());
         let addresses = endpoint_on(&found, network).map(addresses_at).unwrap_or_default();
-        Ok(Inspected { running, addresses, started, exit_code })
+        let finished = state["FinishedAt"].as_str().and_then(nanoseconds).filter(|at| *at > 0);
+        Ok(Inspected { running, addresses, started, finished, exit_code })
     }
 
     async fn inspect(&self, container: &str) -> Result<Value, EngineError> {

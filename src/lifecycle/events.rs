@@ -8,10 +8,13 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use super::{AttachedContainer, Lifecycle, LifecycleState};
-use crate::docker::Product;
-use crate::docker::events::ContainerEvent;
+use crate::docker::events::{ContainerEvent, Moment};
+use crate::docker::{EngineError, Product};
 use crate::registry::Lease;
 use crate::workload::ContainerId;
+
+/// The pause before the engine is asked again.
+const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 impl Lifecycle {
     /// Follows the engine's events until the session stops; after a break, inspects all containers for missed
@@ -27,7 +30,7 @@ impl Lifecycle {
             self.doubt_all();
             tokio::select! {
                 () = self.tasks.stop().cancelled() => return,
-                () = tokio::time::sleep(Duration::from_millis(200)) => {}
+                () = tokio::time::sleep(AGAIN_AFTER) => {}
             }
         }
     }
@@ -51,10 +54,11 @@ impl Lifecycle {
             };
             match event {
                 Some(Ok((at, event))) => {
-                    if let Some(at) = at.and_then(|at| u64::try_from(at).ok()) {
-                        *since = SystemTime::UNIX_EPOCH + Duration::from_nanos(at);
+                    if let Some(nanos) = at.and_then(|at| u64::try_from(at).ok()) {
+                        // The engine would repeat an event of that very time.
+                        *since = SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos.saturating_add(1));
                     }
-                    self.clone().on(event);
+                    self.clone().on(event, at);
                 }
                 Some(Err(error)) => {
                     return tracing::debug!(%error, "lost the engine's events; reconnecting");
@@ -67,27 +71,50 @@ impl Lifecycle {
     /// Compares all known containers with the engine's state, after a gap in the events. False if the engine
     /// does not say who is on the networks: then no lease is confirmed.
     pub(super) async fn resync(self: &Arc<Self>) -> bool {
-        if let Err(error) = self.look_for_strangers().await {
+        if let Err(error) = self.check_networks().await {
             tracing::debug!(%error, "could not list who is on the networks");
             return false;
         }
-        self.state().unchecked = false;
         for (container, network) in self.known_networks(|_| true) {
             self.look_at(&container, &network).await;
         }
         true
     }
 
-    /// Compares all known containers, and the strangers, with the engine's list of this session's containers:
-    /// an engine drops events for a reader that it considers slow.
-    pub(super) async fn compare(self: &Arc<Self>) {
-        let unchecked = self.state().unchecked;
-        if unchecked && self.look_for_strangers().await.is_ok() {
-            self.state().unchecked = false;
+    /// Lists who is on the networks. From then on leases are confirmed again, unless the events broke off once
+    /// more meanwhile.
+    async fn check_networks(self: &Arc<Self>) -> Result<(), EngineError> {
+        let breaks = self.state().breaks;
+        self.look_for_strangers(true).await?;
+        let mut state = self.state();
+        if state.breaks == breaks {
+            state.unchecked = false;
         }
-        let strangers = self.state().strangers.all();
-        for (container, network) in strangers {
-            self.look_at_stranger(&container, &network).await;
+        Ok(())
+    }
+
+    /// The same until the engine answers; meanwhile no lease is confirmed.
+    async fn recheck_networks(self: Arc<Self>) {
+        let mut failed = false;
+        while let Err(error) = self.check_networks().await {
+            tracing::debug!(%error, "could not list who is on the networks");
+            if !std::mem::replace(&mut failed, true) {
+                self.doubt_all();
+            }
+            if !self.pause(AGAIN_AFTER).await {
+                return;
+            }
+        }
+        if failed {
+            self.compare().await;
+        }
+    }
+
+    /// Compares all known containers and the networks with the engine's lists: an engine drops events for a
+    /// reader that it considers slow.
+    pub(super) async fn compare(self: &Arc<Self>) {
+        if let Err(error) = self.look_for_strangers(false).await {
+            tracing::debug!(%error, "could not list who is on the networks");
         }
         // Taken before the list: a container that is attached afterwards cannot be missing from it.
         let known = self.known_networks(|attached| !attached.barred);
@@ -97,12 +124,21 @@ impl Lifecycle {
         let Ok(members) = self.engine.containers_of(&self.session).await else { return };
         for (container, network) in known {
             let member = members.iter().find(|member| member.id == container.as_str());
-            let confirmed =
-                |attached: &AttachedContainer| attached.lease.as_ref().is_some_and(Lease::confirmed);
-            let confirmed = self.state().containers.get(&container).is_some_and(confirmed);
-            if member.is_none_or(|member| member.running != confirmed) {
+            if member.is_none_or(|member| self.differs(&container, member.running)) {
                 self.look_at(&container, &network).await;
             }
+        }
+    }
+
+    /// Whether the container's lease does not fit whether it is `running`.
+    fn differs(&self, container: &ContainerId, running: bool) -> bool {
+        let state = self.state();
+        let Some(attached) = state.containers.get(container) else { return false };
+        let suspended = state.unchecked || state.strangers.are_on(&attached.network);
+        let confirmed = attached.lease.as_ref().is_some_and(Lease::confirmed);
+        match running {
+            true => !confirmed && !suspended,
+            false => attached.lease.is_some() && attached.begun.is_some(),
         }
     }
 
@@ -128,10 +164,26 @@ impl Lifecycle {
                     self.confirm(container).await;
                 }
             }
-            Ok(seen) => self.ended_unseen(container, seen.exit_code),
+            Ok(seen) => {
+                // A lease whose run was not seen yet may belong to a start that is under way.
+                let pending = |attached: &mut AttachedContainer| {
+                    attached.finished = seen.finished;
+                    attached.lease.is_some() && attached.begun.is_none()
+                };
+                let pending = self.state().containers.get_mut(container).is_some_and(pending);
+                if !pending {
+                    self.ended_unseen(container, seen.exit_code);
+                }
+            }
             Err(error) if error.is_gone() => self.forget(container),
             Err(error) => tracing::debug!(%error, %container, "could not look at a container"),
         }
+    }
+
+    /// Whether an inspection has shown already how the run ended that began `at`.
+    fn has_ended_since(&self, container: &ContainerId, at: Moment) -> bool {
+        let finished = self.state().containers.get(container).and_then(|attached| attached.finished);
+        matches!((at, finished), (Some(at), Some(finished)) if at < finished)
     }
 
     async fn look_again(&self, container: &ContainerId) {
@@ -148,6 +200,7 @@ impl Lifecycle {
     pub(super) fn doubt_all(&self) {
         let mut state = self.state();
         state.unchecked = true;
+        state.breaks += 1;
         let LifecycleState { writer, containers, .. } = &mut *state;
         containers
             .values()
@@ -162,8 +215,10 @@ impl Lifecycle {
         }
     }
 
-    pub(super) fn on(self: Arc<Self>, event: ContainerEvent) {
+    /// Handles an event of the time `at`.
+    pub(super) fn on(self: Arc<Self>, event: ContainerEvent, at: Moment) {
         match event {
+            ContainerEvent::Started(container) if self.has_ended_since(&container, at) => {}
             ContainerEvent::Started(container) => {
                 self.has_run(&container);
                 self.readmit(&container);
@@ -171,13 +226,7 @@ impl Lifecycle {
                 // starts.
                 if self.engine.product() == Product::Podman && !self.state().is_leased(&container) {
                     let this = self.clone();
-                    self.tasks.spawn("strangers", async move {
-                        if let Err(error) = this.look_for_strangers().await {
-                            tracing::debug!(%error, "could not list who is on the networks");
-                            // The comparison every few seconds looks again.
-                            this.doubt_all();
-                        }
-                    });
+                    self.tasks.spawn("strangers", this.recheck_networks());
                 }
                 let this = self.clone();
                 self.tasks.spawn("confirm", async move { this.confirm(&container).await });

@@ -83,6 +83,8 @@ struct LifecycleState {
     /// Set from a break in the events until the engine has listed who is on our networks; while it is set, no
     /// lease is confirmed.
     unchecked: bool,
+    /// How often the events have broken off.
+    breaks: u64,
 }
 
 /// The network that containers are connected to in addition to their own.
@@ -123,6 +125,8 @@ struct AttachedContainer {
     /// When the run that has the lease began, by the engine's clock; known once the container was seen
     /// running.
     begun: Moment,
+    /// When its last run ended, if an inspection and no event has shown that; by the engine's clock.
+    finished: Moment,
     /// An ended lease that is reported once the exit code is known.
     unreported: Option<UnreportedEnd>,
     /// Cut off by a person: no start and no event restores its lease.
@@ -167,6 +171,7 @@ impl Lifecycle {
             outstanding: HashMap::new(),
             closed: false,
             unchecked: false,
+            breaks: 0,
         };
         let (told_late, state) = (AtomicBool::new(false), Mutex::new(state));
         Arc::new(Self {
@@ -268,6 +273,7 @@ impl Lifecycle {
             created: Instant::now(),
             started: false,
             begun: None,
+            finished: None,
             unreported: None,
             barred: false,
             grant,

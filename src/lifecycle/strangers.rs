@@ -6,64 +6,74 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Lifecycle, LifecycleState};
+use super::{AttachedContainer, Lifecycle, LifecycleState};
 use crate::docker::EngineError;
 use crate::docker::proxy::could_forge;
 use crate::docker::segment::Segment;
 use crate::record::metrics::Cause;
 use crate::workload::ContainerId;
 
-/// The strangers on each network, by its id, and whether a notice has named them.
+/// The strangers on each network, by its id.
 #[derive(Debug, Default)]
-pub(super) struct Strangers(HashMap<String, HashMap<ContainerId, bool>>);
+pub(super) struct Strangers {
+    networks: HashMap<String, HashMap<ContainerId, StrangerEntry>>,
+    number: u64,
+}
+
+#[derive(Debug)]
+struct StrangerEntry {
+    /// A container that left and came back is another stranger: what was asked about the first does not count.
+    number: u64,
+    /// Whether a notice has named it.
+    noticed: bool,
+}
 
 impl Strangers {
-    /// False if the container was already listed.
+    /// False if the container was one already.
     fn add(&mut self, container: &ContainerId, network: &str) -> bool {
-        let there = self.0.entry(network.into()).or_default();
+        let there = self.networks.entry(network.into()).or_default();
         if there.contains_key(container) {
             return false;
         }
-        there.insert(container.clone(), false);
+        self.number += 1;
+        there.insert(container.clone(), StrangerEntry { number: self.number, noticed: false });
         true
+    }
+
+    fn number(&self, container: &ContainerId, network: &str) -> Option<u64> {
+        Some(self.networks.get(network)?.get(container)?.number)
     }
 
     /// Whether no notice has named the stranger yet; one does from now on.
     fn is_news(&mut self, container: &ContainerId, network: &str) -> bool {
-        let noticed = self.0.get_mut(network).and_then(|there| there.get_mut(container));
-        noticed.is_some_and(|noticed| !std::mem::replace(noticed, true))
+        let stranger = self.networks.get_mut(network).and_then(|there| there.get_mut(container));
+        stranger.is_some_and(|stranger| !std::mem::replace(&mut stranger.noticed, true))
     }
 
-    /// Whether the container was listed on that network.
+    /// Whether the container was one there.
     fn remove(&mut self, container: &ContainerId, network: &str) -> bool {
-        let Some(there) = self.0.get_mut(network) else { return false };
+        let Some(there) = self.networks.get_mut(network) else { return false };
         let removed = there.remove(container).is_some();
         if there.is_empty() {
-            self.0.remove(network);
+            self.networks.remove(network);
         }
         removed
     }
 
     pub(super) fn are_on(&self, network: &str) -> bool {
-        self.0.contains_key(network)
+        self.networks.contains_key(network)
     }
 
-    /// The networks on which the container is a stranger; with `network`, at most that network.
+    /// The networks on which the container is one; with `network`, at most that one.
     fn networks_of(&self, container: &ContainerId, network: Option<&str>) -> Vec<String> {
-        let on = self.0.iter().filter(|(_, there)| there.contains_key(container)).map(|(on, _)| on);
+        let on = self.networks.iter().filter(|(_, there)| there.contains_key(container)).map(|(on, _)| on);
         on.filter(|on| network.is_none_or(|network| network == *on)).cloned().collect()
     }
 
-    fn on(&self, network: &str) -> Vec<ContainerId> {
-        self.0.get(network).into_iter().flat_map(HashMap::keys).cloned().collect()
-    }
-
-    /// All of them, each with its network.
-    pub(super) fn all(&self) -> Vec<(ContainerId, String)> {
-        let each = |(network, there): (&String, &HashMap<ContainerId, bool>)| {
-            there.keys().map(|container| (container.clone(), network.clone())).collect::<Vec<_>>()
-        };
-        self.0.iter().flat_map(each).collect()
+    /// Those on the network, with their numbers.
+    fn on(&self, network: &str) -> Vec<(ContainerId, u64)> {
+        let there = self.networks.get(network).into_iter().flatten();
+        there.map(|(container, stranger)| (container.clone(), stranger.number)).collect()
     }
 }
 
@@ -105,8 +115,16 @@ impl Lifecycle {
     /// Ends the leases whose address the stranger has, and lifts the suspension if the stranger is harmless.
     /// Only strangers on the default bridge can be harmless, namely if they cannot forge addresses.
     pub(super) async fn look_at_stranger(self: &Arc<Self>, container: &ContainerId, network: &str) {
-        let seen = match self.engine.look_at_foreign(container.as_str(), network).await {
-            Ok(seen) if seen.running && seen.connected => seen,
+        let number = || self.state().strangers.number(container, network);
+        let before = number();
+        let seen = self.engine.look_at_foreign(container.as_str(), network).await;
+        if before.is_none() || number() != before {
+            return; // it left meanwhile; if it is back, there is another inspection
+        }
+        // Or it got its lease: another client started it while it was attached.
+        let leased = self.state().is_leased(container);
+        let seen = match seen {
+            Ok(seen) if seen.running && seen.connected && !leased => seen,
             Ok(_) => return self.stranger_gone(container, Some(network)),
             Err(error) if error.is_gone() => return self.stranger_gone(container, Some(network)),
             Err(error) => {
@@ -114,10 +132,6 @@ impl Lifecycle {
                 return;
             }
         };
-        // It may have got its lease meanwhile: another client started it while it was attached.
-        if self.state().is_leased(container) {
-            return self.stranger_gone(container, Some(network));
-        }
         // On the second network the engine itself prevents two containers from running at one address.
         let segment = self.segment.as_ref().filter(|segment| segment.network().id == network);
         let same_address: Vec<ContainerId> = {
@@ -128,12 +142,14 @@ impl Lifecycle {
             same.map(|attached| attached.grant.container.clone()).collect()
         };
         for holder in &same_address {
+            let bar = |attached: &mut AttachedContainer| std::mem::replace(&mut attached.barred, true);
+            let barred = self.state().containers.get_mut(holder).is_none_or(bar);
+            if barred {
+                continue;
+            }
             self.console.notice(format!(
                 "{container} has the address of {holder}, which loses its identity; create it again"
             ));
-            if let Some(attached) = self.state().containers.get_mut(holder) {
-                attached.barred = true;
-            }
             self.cut_off(holder, Cause::AddressTaken, None);
         }
         let on_default = segment.is_some_and(Segment::is_default_bridge);
@@ -174,14 +190,19 @@ impl Lifecycle {
             let on_clear = state.containers.values().filter(|attached| clear(&attached.network));
             on_clear.map(|attached| attached.grant.container.clone()).collect()
         };
-        for container in unsuspended {
-            let this = self.clone();
-            self.tasks.spawn("confirm", async move { this.confirm(&container).await });
-        }
+        // One after the other: there may be hundreds, and each is a connection to the engine.
+        let this = self.clone();
+        self.tasks.spawn("confirm", async move {
+            for container in unsuspended {
+                this.confirm(&container).await;
+            }
+        });
     }
 
-    /// Compares the strangers with the engine's lists. An error: some network could not be listed.
-    pub(super) async fn look_for_strangers(self: &Arc<Self>) -> Result<(), EngineError> {
+    /// Compares the strangers with the engine's lists. An error: some network could not be listed. On the default
+    /// bridge new ones are looked for only after a `gap`: every other container there would suspend all leases
+    /// until it was found harmless.
+    pub(super) async fn look_for_strangers(self: &Arc<Self>, gap: bool) -> Result<(), EngineError> {
         let second = self.state().second.as_ref().map(|second| second.network.clone());
         let segment = self.segment.as_ref().map(|segment| segment.network().clone());
         for network in second.into_iter().chain(segment) {
@@ -191,13 +212,20 @@ impl Lifecycle {
             let running = members.iter().filter(|member| member.running);
             let there: Vec<ContainerId> =
                 running.filter_map(|member| ContainerId::parse(&member.id)).collect();
-            for gone in known {
-                if !there.contains(&gone) {
+            for (gone, number) in known {
+                let same = self.state().strangers.number(&gone, &network.id) == Some(number);
+                if same && !there.contains(&gone) {
                     self.stranger_gone(&gone, Some(&network.id));
                 }
             }
             for container in there {
-                if self.suspend(&container, &network.id) {
+                let listed = self.state().strangers.number(&container, &network.id).is_some();
+                let on_default = self
+                    .segment
+                    .as_ref()
+                    .is_some_and(|segment| segment.is_default_bridge() && segment.network().id == network.id);
+                // Again for those that are known: an inspection may have failed.
+                if listed || ((gap || !on_default) && self.suspend(&container, &network.id)) {
                     self.look_at_stranger(&container, &network.id).await;
                 }
             }

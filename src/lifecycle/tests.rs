@@ -143,7 +143,7 @@ impl Fixture {
     }
 
     fn on(&self, event: ContainerEvent) {
-        self.lifecycle.clone().on(event);
+        self.lifecycle.clone().on(event, None);
     }
 
     fn died(&self, container: &ContainerId) {
@@ -303,7 +303,7 @@ async fn a_stranger_that_comes_during_the_listing_stays_one() {
     let session = fixture("during").await;
     session.attach(&container("a")).await;
     *session.engine.held.lock().unwrap() = Some(LIST);
-    let listing = async { session.lifecycle.look_for_strangers().await.unwrap() };
+    let listing = async { session.lifecycle.look_for_strangers(true).await.unwrap() };
     let connecting = async {
         until(|| session.engine.held.lock().unwrap().is_none()).await;
         assert!(session.lifecycle.suspend(&container("b"), "n"));
@@ -311,4 +311,74 @@ async fn a_stranger_that_comes_during_the_listing_stays_one() {
     };
     tokio::join!(listing, connecting);
     assert!(session.is_suspended());
+}
+
+#[tokio::test]
+async fn an_old_inspection_does_not_forget_a_stranger_that_is_back() {
+    let session = fixture("back").await;
+    session.attach(&container("a")).await;
+    let stranger = container("b");
+    assert!(session.lifecycle.suspend(&stranger, "n"));
+    *session.engine.held.lock().unwrap() = Some(INSPECT);
+    let looking = async { session.lifecycle.look_at_stranger(&stranger, "n").await };
+    let restarting = async {
+        until(|| session.engine.held.lock().unwrap().is_none()).await;
+        session.lifecycle.stranger_gone(&stranger, None);
+        assert!(session.lifecycle.suspend(&stranger, "n"));
+        session.engine.go.notify_one();
+    };
+    tokio::join!(looking, restarting);
+    assert!(session.is_suspended());
+}
+
+#[tokio::test]
+async fn a_repeated_start_of_a_run_that_ended_gives_no_lease() {
+    let session = fixture("repeated").await;
+    let ended = container("a");
+    session.attach(&ended).await;
+    session.engine.answers(INSPECT, 200, RUNS);
+    session.lifecycle.confirm(&ended).await;
+    session.lifecycle.state().containers.get_mut(&ended).unwrap().begun = Some(1);
+    let state = r#"{"State":{"Running":false,"StartedAt":"2026-01-01T00:00:00Z","FinishedAt":"2026-01-01T00:01:00Z"}}"#;
+    session.engine.answers(INSPECT, 200, state);
+    assert!(session.lifecycle.resync().await);
+    assert_eq!(session.lease(&ended), None);
+    let started = |seconds: i64| {
+        let at = (1_767_225_600 + seconds) * 1_000_000_000;
+        session.lifecycle.clone().on(ContainerEvent::Started(ended.clone()), Some(at));
+    };
+    started(1);
+    assert_eq!(session.lease(&ended), None, "it is the start of the run that ended");
+    started(61);
+    assert!(session.lease(&ended).is_some());
+}
+
+#[tokio::test]
+async fn a_start_under_way_keeps_its_lease() {
+    let session = fixture("pending").await;
+    let attached = container("a");
+    session.attach(&attached).await;
+    session.engine.answers(INSPECT, 200, RUNS);
+    session.lifecycle.confirm(&attached).await;
+    session.died(&attached);
+    session.engine.answers(INSPECT, 200, r#"{"State":{"Running":false}}"#);
+    session.lifecycle.readmit(&attached);
+    session.lifecycle.look_at(&attached, "n").await;
+    assert_eq!(session.lease(&attached), Some(false));
+}
+
+#[tokio::test]
+async fn a_listing_from_before_a_break_confirms_nothing() {
+    let session = fixture("break").await;
+    session.attach(&container("a")).await;
+    session.lifecycle.doubt_all();
+    *session.engine.held.lock().unwrap() = Some(LIST);
+    let listing = async { session.lifecycle.resync().await };
+    let breaking = async {
+        until(|| session.engine.held.lock().unwrap().is_none()).await;
+        session.lifecycle.doubt_all();
+        session.engine.go.notify_one();
+    };
+    tokio::join!(listing, breaking);
+    assert!(session.lifecycle.state().unchecked);
 }

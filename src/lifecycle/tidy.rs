@@ -32,7 +32,7 @@ impl Lifecycle {
     }
 
     /// False once the session stops.
-    async fn pause(&self, time: Duration) -> bool {
+    pub(super) async fn pause(&self, time: Duration) -> bool {
         tokio::select! {
             () = self.tasks.stop().cancelled() => false,
             () = tokio::time::sleep(time) => true,

@@ -220,7 +220,9 @@ fn walk(folder: &Path, end: &str, seen: &mut dyn FnMut(&Path)) {
 #[test]
 fn every_test_that_the_threats_name_exists() {
     let mut tests = String::new();
-    walk(&root().join("tests/it"), "rs", &mut |path| tests.push_str(&fs::read_to_string(path).unwrap()));
+    for folder in ["tests/it", "src"] {
+        walk(&root().join(folder), "rs", &mut |path| tests.push_str(&fs::read_to_string(path).unwrap()));
+    }
     let threats = read("docs/security/threats.md");
     // A name in backquotes with at least three underscores is a test.
     let named = threats.split('`').skip(1).step_by(2).filter(|name| name.matches('_').count() >= 3);

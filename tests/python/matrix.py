@@ -144,7 +144,7 @@ class Lane:
         config["Env"] = [entry for entry in config["Env"] if entry not in added]
         for label in ("kfp-creds.session", "kfp-creds.mode", "kfp-creds.role"):
             config["Labels"].pop(label)
-        host["ExtraHosts"] = [entry for entry in host["ExtraHosts"] if entry.split(":")[0] not in MAGIC] or None
+        host["ExtraHosts"] = [entry for entry in host["ExtraHosts"] if entry.split(":")[0].rstrip(".") not in MAGIC] or None
         host["CapDrop"] = [name for name in host["CapDrop"] if name != "NET_RAW"] or None
         networks = inspected["NetworkSettings"]["Networks"]
         for name in [name for name in networks if name.startswith("kfp-creds")]:

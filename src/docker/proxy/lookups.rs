@@ -20,20 +20,24 @@ impl EngineClient {
     pub(super) async fn look(&self, path: &str) -> Result<Option<Value>, Refusal> {
         let reply = self.ask(Method::GET, path).await?;
         let status = reply.status();
-        if status.is_client_error() {
+        if status.is_client_error() || status.is_redirection() {
             return Ok(None);
         }
         let body = collect(reply.into_body()).await?;
         match serde_json::from_slice::<Value>(&body) {
             Ok(found) if status.is_success() => Ok(Some(found)),
-            // Podman answers some of these with 500.
-            Ok(found) if found["message"].as_str().is_some_and(|why| why.contains("no such")) => Ok(None),
+            Ok(found) if found["message"].as_str().is_some_and(refuses_the_name) => Ok(None),
             _ => Err(Refusal::new(
                 StatusCode::BAD_GATEWAY,
                 format!("the engine did not say what it has ({status}); try again"),
             )),
         }
     }
+}
+
+/// Whether a 500 of Podman is one of those that Docker answers with 404 or 400.
+fn refuses_the_name(why: &str) -> bool {
+    ["no such", "more than one result", "invalid reference"].iter().any(|part| why.contains(part))
 }
 
 /// Looks objects up at the engine. References come from clients.

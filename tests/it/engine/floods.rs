@@ -51,7 +51,10 @@ fn under(session: &Session, attacks: &[&[&str]]) -> (Vec<Value>, Value) {
     assert_eq!(served["failed"], serde_json::json!([]), "{}", session.said());
     assert!(served["asked"].as_u64().unwrap() > 100, "{served}");
     assert!(served["max"].as_f64().unwrap() < IN_TIME, "{served}");
-    assert_eq!(relay, self::relay(session), "the relay was replaced:\n{}", session.said());
+    // A second one may have come, because a container of another test ran on the default bridge.
+    let now = self::relay(session);
+    let replaced = relay.lines().any(|id| !now.lines().any(|one| one == id));
+    assert!(!replaced, "the relay was replaced:\n{}", session.said());
     assert!(!session.said().contains("the relay died"), "{}", session.said());
     (done, served)
 }
