@@ -18,6 +18,7 @@ use super::question::{Joined, Neighbour};
 use super::{Attachment, LeasedAs, LifecycleRequest, Rules};
 use crate::cloud::Cloud;
 use crate::docker::labels::SESSION_LABEL;
+use crate::json::{fields, strings};
 use crate::loopback;
 use crate::policy::Decision;
 use crate::secret::Secret;
@@ -73,8 +74,7 @@ impl Leases {
         self.ask(request).await.unwrap_or(true)
     }
 
-    /// Whether the container holds an identity of this session or belongs to another session. An image can
-    /// have the label, too, so the container must also be on a network of a session.
+    /// Whether the container holds an identity of this session or belongs to another session.
     pub(super) async fn has_identity(&self, container: &ContainerId) -> Result<bool, Refusal> {
         if self.is_leased(container).await {
             return Ok(true);
@@ -165,10 +165,13 @@ impl Leases {
     }
 }
 
+/// A network of ours, or a link-local address, which our proxies let no client ask for, shows that the label is
+/// not one of an image.
 fn is_of_a_session(found: &Value) -> bool {
-    let networks = found["NetworkSettings"]["Networks"].as_object();
-    let on_ours = networks.is_some_and(|all| all.keys().any(|name| name.starts_with(NETWORKS)));
-    on_ours && found["Config"]["Labels"][SESSION_LABEL].is_string()
+    let linked = |endpoint: &Value| strings(&endpoint["IPAMConfig"]["LinkLocalIPs"]).next().is_some();
+    let mut networks = fields(&found["NetworkSettings"]["Networks"]);
+    let with_us = networks.any(|(name, endpoint)| name.starts_with(NETWORKS) || linked(endpoint));
+    with_us && found["Config"]["Labels"][SESSION_LABEL].is_string()
 }
 
 /// A new secret, or that of the container whose lease is shared.

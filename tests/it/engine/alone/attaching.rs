@@ -373,3 +373,22 @@ fn a_forged_address_on_the_default_bridge_gets_no_token() {
         until("the lease is back", Duration::from_secs(5), || attached.asks().1 == 200);
     }
 }
+
+/// Containers and relay of a session with `link-local` are on no network of ours.
+#[test]
+fn another_session_cannot_enter_link_local_containers() {
+    if is_podman() {
+        return; // it gives no link-local addresses
+    }
+    let (one, two) = (in_mode("link-local", &["--all"]), in_mode("second", &["--all"]));
+    let attached = running(&one, &[]);
+    assert_eq!(networks(&attached), ["bridge"]);
+    for container in [attached.0.clone(), format!("kfp-creds-relay-{}", id(&one))] {
+        let intruder = Made("container", unused("intruder"));
+        let body = json!({"HostConfig": {"NetworkMode": format!("container:{container}")}});
+        assert_eq!(create(&two.socket, &intruder.1, &body).0, 403, "{container}");
+        let line = format!("POST /v1.41/containers/{container}/exec");
+        let body = r#"{"Privileged":true,"Cmd":["true"]}"#;
+        assert_eq!(proxy_fixture::call(&two.socket, &line, body).0, 403, "{container}");
+    }
+}
