@@ -335,6 +335,10 @@ def interface_towards(server):
                 continue
             if socket.inet_ntoa(found[20:24]) == own:
                 return name, own
+        # A link-local address is not the first one of its interface.
+        others = [name for _, name in socket.if_nameindex() if name != "lo"]
+        if len(others) == 1:
+            return others[0], own
     raise OSError(19, "no interface")
 
 

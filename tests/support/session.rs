@@ -262,6 +262,10 @@ impl Session {
         let folder = Folder::new("session");
         std::fs::write(folder.0.join("kfp-creds.toml"), config).unwrap();
         let mut command = program(&folder.0);
+        // A test that names its mode keeps it when the suite runs in another one.
+        if config.contains("attach = ") {
+            command.env_remove("KFP_CREDS_ATTACH");
+        }
         command.arg("serve").args(arguments).envs(environment.iter().copied());
         Self::of(command, folder, arguments)
     }
