@@ -82,7 +82,7 @@ impl Lifecycle {
     /// credentials and give no reason; clients of container credentials show the reason themselves. Reports
     /// once, and again only after a session came in time: a burst of containers has one reason.
     fn report_late_session(&self, task: &Task, late: Option<MintFailure>) {
-        let new = self.told_late.swap(late.is_some(), Ordering::AcqRel) != late.is_some();
+        let new = self.reported_late.swap(late.is_some(), Ordering::AcqRel) != late.is_some();
         let Some(late) = late.filter(|_| new) else { return };
         let why = match late {
             MintFailure::Slow => format!("it is not there after {} ms", FIRST_SESSION.as_millis()),

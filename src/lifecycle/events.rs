@@ -27,6 +27,9 @@ impl Lifecycle {
             if self.resync().await {
                 self.clone().follow(&mut since, &mut ends).await;
             }
+            if self.tasks.stop().is_cancelled() {
+                return;
+            }
             self.doubt_all();
             tokio::select! {
                 () = self.tasks.stop().cancelled() => return,
@@ -93,7 +96,7 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// The same until the engine answers; meanwhile no lease is confirmed.
+    /// Lists the networks again and again until the engine answers; meanwhile no lease is confirmed.
     async fn recheck_networks(self: Arc<Self>) {
         let mut failed = false;
         while let Err(error) = self.check_networks().await {
@@ -153,7 +156,7 @@ impl Lifecycle {
         let before = epoch();
         let seen = self.engine.look(container.as_str(), network).await;
         if epoch() != before {
-            return; // events have told more than this inspection, which may be of the run before
+            return; // an event has changed the lease: the inspection may show the run before
         }
         match seen {
             Ok(seen) if seen.running => {
@@ -180,7 +183,7 @@ impl Lifecycle {
         }
     }
 
-    /// Whether an inspection has shown already how the run ended that began `at`.
+    /// Whether an inspection has already shown the end of the run that began at the time `at`.
     fn has_ended_since(&self, container: &ContainerId, at: Moment) -> bool {
         let finished = self.state().containers.get(container).and_then(|attached| attached.finished);
         matches!((at, finished), (Some(at), Some(finished)) if at < finished)

@@ -98,7 +98,7 @@ impl Lifecycle {
     }
 
     /// Takes the unreported end of a container; with an `epoch`, only the end of that epoch.
-    fn take_untold(&self, container: &ContainerId, epoch: Option<u64>) -> Option<UnreportedEnd> {
+    fn take_unreported(&self, container: &ContainerId, epoch: Option<u64>) -> Option<UnreportedEnd> {
         let mut state = self.state();
         let unreported = &mut state.containers.get_mut(container)?.unreported;
         unreported.take_if(|unreported| epoch.is_none_or(|epoch| unreported.epoch == epoch))
@@ -106,7 +106,7 @@ impl Lifecycle {
 
     /// Handles the engine's event that a container ended at the time `at`.
     pub(super) fn died(&self, container: &ContainerId, code: Option<i64>, at: Moment) {
-        if let Some(unreported) = self.take_untold(container, None) {
+        if let Some(unreported) = self.take_unreported(container, None) {
             self.report_end(&unreported, Cause::Ended, code);
             // The container may have started again: its new run gets no answer before an inspection sees it.
             self.doubt(container);
@@ -213,14 +213,14 @@ impl Lifecycle {
         // The inspection shows the last run. If the container has a lease again, `epoch` may belong to an
         // earlier run.
         let again = self.state().containers.get(container).is_some_and(|attached| attached.lease.is_some());
-        if let Some(unreported) = self.take_untold(container, Some(epoch)) {
+        if let Some(unreported) = self.take_unreported(container, Some(epoch)) {
             self.report_end(&unreported, Cause::Ended, code.filter(|_| !again));
         }
     }
 
     /// Handles a container that does not run and whose end no event reported: events were lost for a while.
     pub(super) fn ended_unseen(&self, container: &ContainerId, code: Option<i64>) {
-        if let Some(unreported) = self.take_untold(container, None) {
+        if let Some(unreported) = self.take_unreported(container, None) {
             self.report_end(&unreported, Cause::Ended, code);
         } else if self.state().containers.get(container).is_some_and(|attached| attached.started) {
             self.cut_off(container, Cause::Ended, code);
@@ -230,7 +230,7 @@ impl Lifecycle {
     /// Handles a removed container: its address goes to the end of the queue.
     pub(super) fn forget(&self, container: &ContainerId) {
         let code = self.exits.code(container);
-        if let Some(unreported) = self.take_untold(container, None) {
+        if let Some(unreported) = self.take_unreported(container, None) {
             self.report_end(&unreported, Cause::Ended, code);
         }
         self.cut_off(container, Cause::Ended, code);

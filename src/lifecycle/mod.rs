@@ -60,7 +60,7 @@ pub struct Lifecycle {
     console: Console,
     tasks: Tasks,
     /// Whether the console has said that an AWS session came too late; false again once one comes in time.
-    told_late: AtomicBool,
+    reported_late: AtomicBool,
     state: Mutex<LifecycleState>,
 }
 
@@ -173,7 +173,7 @@ impl Lifecycle {
             unchecked: false,
             breaks: 0,
         };
-        let (told_late, state) = (AtomicBool::new(false), Mutex::new(state));
+        let (reported_late, state) = (AtomicBool::new(false), Mutex::new(state));
         Arc::new(Self {
             engine,
             session,
@@ -184,7 +184,7 @@ impl Lifecycle {
             exits,
             console,
             tasks,
-            told_late,
+            reported_late,
             state,
         })
     }

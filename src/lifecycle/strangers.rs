@@ -22,7 +22,7 @@ pub(super) struct Strangers {
 
 #[derive(Debug)]
 struct StrangerEntry {
-    /// A container that left and came back is another stranger: what was asked about the first does not count.
+    /// Differs each time the container is added: an answer about an earlier visit does not count.
     number: u64,
     /// Whether a notice has named it.
     noticed: bool,
@@ -190,6 +190,9 @@ impl Lifecycle {
             let on_clear = state.containers.values().filter(|attached| clear(&attached.network));
             on_clear.map(|attached| attached.grant.container.clone()).collect()
         };
+        if unsuspended.is_empty() {
+            return;
+        }
         // One after the other: there may be hundreds, and each is a connection to the engine.
         let this = self.clone();
         self.tasks.spawn("confirm", async move {
@@ -199,9 +202,9 @@ impl Lifecycle {
         });
     }
 
-    /// Compares the strangers with the engine's lists. An error: some network could not be listed. On the default
-    /// bridge new ones are looked for only after a `gap`: every other container there would suspend all leases
-    /// until it was found harmless.
+    /// Compares the strangers with the engine's lists. Fails if a network could not be listed. On the default
+    /// bridge it adds strangers only after a `gap`: each container there would suspend all leases until an
+    /// inspection showed it to be harmless.
     pub(super) async fn look_for_strangers(self: &Arc<Self>, gap: bool) -> Result<(), EngineError> {
         let second = self.state().second.as_ref().map(|second| second.network.clone());
         let segment = self.segment.as_ref().map(|segment| segment.network().clone());
@@ -218,14 +221,13 @@ impl Lifecycle {
                     self.stranger_gone(&gone, Some(&network.id));
                 }
             }
+            let is_here = |segment: &Segment| segment.network().id == network.id;
+            let segment = self.segment.as_ref().filter(|segment| is_here(segment));
+            let adds = gap || !segment.is_some_and(Segment::is_default_bridge);
             for container in there {
-                let listed = self.state().strangers.number(&container, &network.id).is_some();
-                let on_default = self
-                    .segment
-                    .as_ref()
-                    .is_some_and(|segment| segment.is_default_bridge() && segment.network().id == network.id);
-                // Again for those that are known: an inspection may have failed.
-                if listed || ((gap || !on_default) && self.suspend(&container, &network.id)) {
+                // Known strangers are inspected again: an inspection may have failed.
+                let is_known = self.state().strangers.number(&container, &network.id).is_some();
+                if is_known || (adds && self.suspend(&container, &network.id)) {
                     self.look_at_stranger(&container, &network.id).await;
                 }
             }

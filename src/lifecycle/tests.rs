@@ -160,6 +160,17 @@ impl Fixture {
         state.containers.get(container)?.lease.as_ref().map(Lease::confirmed)
     }
 
+    /// Runs `asking`, whose next question `what` is answered only after `meanwhile`, as it stood before.
+    async fn held(&self, what: &'static str, asking: impl Future, meanwhile: impl Future) {
+        *self.engine.held.lock().unwrap() = Some(what);
+        let meanwhile = async {
+            until(|| self.engine.held.lock().unwrap().is_none()).await;
+            meanwhile.await;
+            self.engine.go.notify_one();
+        };
+        tokio::join!(asking, meanwhile);
+    }
+
     fn has_run(&self, container: &ContainerId) -> bool {
         self.lifecycle.state().containers.get(container).is_some_and(|attached| attached.started)
     }
@@ -276,17 +287,13 @@ async fn an_old_inspection_does_not_end_a_new_run() {
     session.lifecycle.confirm(&attached).await;
     // The next inspection sees the container between two runs, and is answered late.
     session.engine.answers(INSPECT, 200, r#"{"State":{"Running":false}}"#);
-    *session.engine.held.lock().unwrap() = Some(INSPECT);
-    let looking = async { session.lifecycle.look_at(&attached, "n").await };
     let restarting = async {
-        until(|| session.engine.held.lock().unwrap().is_none()).await;
         session.engine.answers(INSPECT, 200, RUNS);
         session.died(&attached);
         session.on(ContainerEvent::Started(attached.clone()));
         until(|| session.lease(&attached) == Some(true)).await;
-        session.engine.go.notify_one();
     };
-    tokio::join!(looking, restarting);
+    session.held(INSPECT, session.lifecycle.look_at(&attached, "n"), restarting).await;
     assert_eq!(session.lease(&attached), Some(true));
 }
 
@@ -302,14 +309,8 @@ async fn a_network_that_an_event_names_is_recognised() {
 async fn a_stranger_that_comes_during_the_listing_stays_one() {
     let session = fixture("during").await;
     session.attach(&container("a")).await;
-    *session.engine.held.lock().unwrap() = Some(LIST);
-    let listing = async { session.lifecycle.look_for_strangers(true).await.unwrap() };
-    let connecting = async {
-        until(|| session.engine.held.lock().unwrap().is_none()).await;
-        assert!(session.lifecycle.suspend(&container("b"), "n"));
-        session.engine.go.notify_one();
-    };
-    tokio::join!(listing, connecting);
+    let connecting = async { assert!(session.lifecycle.suspend(&container("b"), "n")) };
+    session.held(LIST, session.lifecycle.look_for_strangers(true), connecting).await;
     assert!(session.is_suspended());
 }
 
@@ -319,15 +320,11 @@ async fn an_old_inspection_does_not_forget_a_stranger_that_is_back() {
     session.attach(&container("a")).await;
     let stranger = container("b");
     assert!(session.lifecycle.suspend(&stranger, "n"));
-    *session.engine.held.lock().unwrap() = Some(INSPECT);
-    let looking = async { session.lifecycle.look_at_stranger(&stranger, "n").await };
     let restarting = async {
-        until(|| session.engine.held.lock().unwrap().is_none()).await;
         session.lifecycle.stranger_gone(&stranger, None);
         assert!(session.lifecycle.suspend(&stranger, "n"));
-        session.engine.go.notify_one();
     };
-    tokio::join!(looking, restarting);
+    session.held(INSPECT, session.lifecycle.look_at_stranger(&stranger, "n"), restarting).await;
     assert!(session.is_suspended());
 }
 
@@ -372,13 +369,24 @@ async fn a_listing_from_before_a_break_confirms_nothing() {
     let session = fixture("break").await;
     session.attach(&container("a")).await;
     session.lifecycle.doubt_all();
-    *session.engine.held.lock().unwrap() = Some(LIST);
-    let listing = async { session.lifecycle.resync().await };
-    let breaking = async {
-        until(|| session.engine.held.lock().unwrap().is_none()).await;
-        session.lifecycle.doubt_all();
-        session.engine.go.notify_one();
-    };
-    tokio::join!(listing, breaking);
+    let breaking = async { session.lifecycle.doubt_all() };
+    session.held(LIST, session.lifecycle.resync(), breaking).await;
     assert!(session.lifecycle.state().unchecked);
+}
+
+/// This machine's clock may be ahead of the engine's.
+#[tokio::test]
+async fn the_events_go_on_after_the_last_one_by_the_engines_clock() {
+    let session = fixture("since").await;
+    let id = container("c");
+    let event = format!(
+        r#"{{"Type":"container","Action":"start","Actor":{{"ID":"{}"}},"timeNano":1767225600000000007}}"#,
+        id.as_str()
+    );
+    session.engine.answers("/events", 200, &event);
+    let asked = until(|| session.engine.asked("since=1767225600.000000008"));
+    tokio::select! {
+        () = session.lifecycle.clone().follow_events() => unreachable!("the session goes on"),
+        () = asked => {}
+    }
 }

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Lifecycle, LifecycleState};
+use super::Lifecycle;
 use crate::workload::ContainerId;
 
 /// How long a container that was never started keeps its address.
 pub(super) const UNSTARTED: Duration = Duration::from_secs(15 * 60);
 
-/// How often containers are compared with the engine's list: the engine may have dropped an
-/// event.
+/// How often containers are compared with the engine's list: the engine may have dropped an event.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
 
 /// How often unused addresses and unused cached tokens are released.
@@ -58,9 +57,8 @@ impl Lifecycle {
                 // Unknown is not stopped: a running container must not be disconnected.
                 Ok(_) | Err(_) => continue,
             }
-            let started =
-                |state: &LifecycleState| state.containers.get(&container).is_none_or(|one| one.started);
-            if started(&self.state()) {
+            let started = self.state().containers.get(&container).is_none_or(|attached| attached.started);
+            if started {
                 continue;
             }
             if let Err(error) = self.detach(&network, &container).await {

@@ -236,6 +236,21 @@ fn wait_for(mut what: impl FnMut() -> bool) {
     }
 }
 
+/// Nothing is known of an object that the engine fails to describe; a name that Podman rejects with 500 is the
+/// engine's to refuse.
+#[test]
+fn a_failing_inspection_lets_no_request_pass() {
+    for (why, expected) in [("lookup x: no such host", 502), ("no such container", 201)] {
+        let (_scratch, _engine, proxy) = fixture(move |seen| match seen.is("GET") {
+            true => json("500 Internal Server Error", &format!(r#"{{"message":"{why}"}}"#)),
+            false => json("201 Created", r#"{"Id":"e"}"#),
+        });
+        let line = format!("POST /containers/{ID}/exec");
+        let (status, said) = call(&proxy.socket, &line, r#"{"Privileged":true,"Cmd":["true"]}"#);
+        assert_eq!(status, expected, "{why}: {said}");
+    }
+}
+
 #[test]
 fn an_ending_session_refuses_creates() {
     let (_scratch, engine, proxy) = fixture(created(&[]));

@@ -15,8 +15,8 @@ pub(super) const NETWORKS: &str = "kfp-creds";
 const PREDEFINED: [&str; 5] = ["", "default", "bridge", "host", "none"];
 
 impl EngineClient {
-    /// The JSON at `path`; `None` if the engine has no such object, or refuses the name as it will refuse the
-    /// client's request. A fault of the engine is an error: whoever asks cannot decide.
+    /// The JSON at `path`; `None` if the engine has no such object, or rejects its name. An error means that the
+    /// engine failed: nothing is known of the object, so the client's request must not pass.
     pub(super) async fn look(&self, path: &str) -> Result<Option<Value>, Refusal> {
         let reply = self.ask(Method::GET, path).await?;
         let status = reply.status();
@@ -29,15 +29,24 @@ impl EngineClient {
             Ok(found) if found["message"].as_str().is_some_and(refuses_the_name) => Ok(None),
             _ => Err(Refusal::new(
                 StatusCode::BAD_GATEWAY,
-                format!("the engine did not say what it has ({status}); try again"),
+                format!("the engine failed while kfp-creds checked this request ({status}); try again"),
             )),
         }
     }
 }
 
-/// Whether a 500 of Podman is one of those that Docker answers with 404 or 400.
+/// Whether Podman answers 500 where Docker answers 404 or 400.
 fn refuses_the_name(why: &str) -> bool {
-    ["no such", "more than one result", "invalid reference"].iter().any(|part| why.contains(part))
+    const PARTS: [&str; 7] = [
+        "no such container",
+        "no such image",
+        "no such network",
+        "no such object",
+        "no such volume",
+        "more than one result",
+        "invalid reference",
+    ];
+    PARTS.iter().any(|part| why.contains(part))
 }
 
 /// Looks objects up at the engine. References come from clients.

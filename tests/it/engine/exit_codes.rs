@@ -94,17 +94,24 @@ fn a_missing_die_event_is_replaced_by_an_inspect() {
     told_once(&session, &folder, &container.0, 9);
 }
 
-/// Only the stream of events that the proxy follows for exit codes still works.
-#[test]
-fn an_end_and_a_removal_without_events_are_found() {
+/// A container with `--rm` that ends with 9 and whose end and removal no event reports, as `hold` says.
+fn ends_unseen(hold: fn(&DelayedEngine, &str, &str, Duration)) -> (Session, Folder, Container) {
     let (folder, at) = (Folder::new("codes"), Folder::new("between"));
     let between = DelayedEngine::start(&at.0, &engine_socket());
     let session = audited(Some(&between), &folder, "");
     let container = Container::of(&session, &["--rm", &task_image(), "sh", "-c", "sleep 1; exit 9"]);
-    for action in ["die", "disconnect", "disconnect", "destroy"] {
-        between.hold_from_leases(action, &container.0, Duration::from_secs(600));
+    // Podman uses `remove` for `destroy`.
+    for action in ["die", "disconnect", "disconnect", "destroy", "remove"] {
+        hold(&between, action, &container.0, Duration::from_secs(600));
     }
     session.ok(&["start", &container.0]);
+    (session, folder, container)
+}
+
+/// Only the stream of events that the proxy follows for exit codes still works.
+#[test]
+fn an_end_and_a_removal_without_events_are_found() {
+    let (session, folder, container) = ends_unseen(DelayedEngine::hold_from_leases);
     told_once(&session, &folder, &container.0, 9);
 }
 
@@ -112,14 +119,7 @@ fn an_end_and_a_removal_without_events_are_found() {
 /// ends.
 #[test]
 fn an_end_without_any_event_ends_the_lease() {
-    let (folder, at) = (Folder::new("codes"), Folder::new("between"));
-    let between = DelayedEngine::start(&at.0, &engine_socket());
-    let session = audited(Some(&between), &folder, "");
-    let container = Container::of(&session, &["--rm", &task_image(), "sh", "-c", "sleep 1; exit 9"]);
-    for action in ["die", "disconnect", "disconnect", "destroy", "remove"] {
-        between.hold(action, &container.0, Duration::from_secs(600));
-    }
-    session.ok(&["start", &container.0]);
+    let (_session, folder, _container) = ends_unseen(DelayedEngine::hold);
     until("the lease ends", Duration::from_secs(25), || cuts(&folder.0).len() == 1);
 }
 

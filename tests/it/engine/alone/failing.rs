@@ -124,7 +124,7 @@ fn a_relay_that_is_killed() {
     until("the relay is back", Duration::from_secs(20), || attached.asks().1 == 200);
     let person = since(&session, &before);
     let (case, client) =
-        ("the relay is killed, as when memory is short", "no answer for a moment, then 200".into());
+        ("the relay is killed, as when memory is short", "200 once the relay is back".into());
     Happened { part: CONTAINERS, case, client, person, recovers: BY_ITSELF }.is_on_the_page();
 }
 
@@ -145,7 +145,7 @@ fn an_engine_that_is_paused() {
     until("the container is answered again", Duration::from_secs(30), || first(asks()).contains("200"));
     let person = since(&session, &before);
     let case = "the engine is paused for 20 s";
-    let client = "no answer while it is paused, then 200".into();
+    let client = "200 once the engine goes on".into();
     Happened { part: ENGINE, case, client, person, recovers: BY_ITSELF }.is_on_the_page();
 }
 
@@ -200,7 +200,6 @@ fn commands_that_end_in_other_ways() {
     }
 }
 
-/// The relay closes all but 128 of them.
 #[test]
 fn connections_that_stay_idle() {
     let session = Session::offline("", &["--all"]);
