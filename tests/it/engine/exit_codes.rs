@@ -94,8 +94,17 @@ fn a_missing_die_event_is_replaced_by_an_inspect() {
     told_once(&session, &folder, &container.0, 9);
 }
 
+/// The container is removed first, and what the session talks to last.
+struct EndsUnseen {
+    container: Container,
+    session: Session,
+    folder: Folder,
+    _between: DelayedEngine,
+    _at: Folder,
+}
+
 /// A container with `--rm` that ends with 9 and whose end and removal no event reports, as `hold` says.
-fn ends_unseen(hold: fn(&DelayedEngine, &str, &str, Duration)) -> (Session, Folder, Container) {
+fn ends_unseen(hold: fn(&DelayedEngine, &str, &str, Duration)) -> EndsUnseen {
     let (folder, at) = (Folder::new("codes"), Folder::new("between"));
     let between = DelayedEngine::start(&at.0, &engine_socket());
     let session = audited(Some(&between), &folder, "");
@@ -105,22 +114,22 @@ fn ends_unseen(hold: fn(&DelayedEngine, &str, &str, Duration)) -> (Session, Fold
         hold(&between, action, &container.0, Duration::from_secs(600));
     }
     session.ok(&["start", &container.0]);
-    (session, folder, container)
+    EndsUnseen { session, folder, container, _between: between, _at: at }
 }
 
 /// Only the stream of events that the proxy follows for exit codes still works.
 #[test]
 fn an_end_and_a_removal_without_events_are_found() {
-    let (session, folder, container) = ends_unseen(DelayedEngine::hold_from_leases);
-    told_once(&session, &folder, &container.0, 9);
+    let EndsUnseen { container, session, folder, .. } = &ends_unseen(DelayedEngine::hold_from_leases);
+    told_once(session, folder, &container.0, 9);
 }
 
 /// An engine may drop events for a reader that it considers slow. Then the code is unknown, but the lease
 /// ends.
 #[test]
 fn an_end_without_any_event_ends_the_lease() {
-    let (_session, folder, _container) = ends_unseen(DelayedEngine::hold);
-    until("the lease ends", Duration::from_secs(25), || cuts(&folder.0).len() == 1);
+    let ending = ends_unseen(DelayedEngine::hold);
+    until("the lease ends", Duration::from_secs(25), || cuts(&ending.folder.0).len() == 1);
 }
 
 #[test]
