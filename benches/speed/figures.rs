@@ -1,6 +1,6 @@
 //! Numbers: medians, intervals, and the table.
 
-use std::fmt::Write as _;
+use crate::page::{HEAD, Row};
 
 /// Sorts on the way.
 pub(crate) fn percentile(values: &mut [f64], percent: f64) -> f64 {
@@ -58,18 +58,9 @@ pub(crate) enum Target {
     Stated,
 }
 
-#[derive(Debug)]
-struct Row {
-    group: &'static str,
-    what: String,
-    figure: String,
-    target: String,
-    verdict: &'static str,
-}
-
 /// Rows are printed as they come, so that a long run shows that it moves, and once more as Markdown.
 #[derive(Debug)]
-pub(crate) struct Table(Vec<Row>);
+pub(crate) struct Table(pub(crate) Vec<Row>);
 
 impl Table {
     pub(crate) fn new() -> Self {
@@ -97,14 +88,7 @@ impl Table {
     }
 
     pub(crate) fn print(&self) {
-        let mut text =
-            String::from("| what | figure | target | verdict | command |\n|---|---|---|---|---|\n");
-        for Row { group, what, figure, target, verdict } in &self.0 {
-            let _ = writeln!(
-                text,
-                "| {what} | {figure} | {target} | {verdict} | `scripts/bench --only {group}` |"
-            );
-        }
-        print!("{text}");
+        let rows: Vec<String> = self.0.iter().map(|row| row.line() + "\n").collect();
+        print!("{HEAD}{}", rows.concat());
     }
 }

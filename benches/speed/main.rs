@@ -20,6 +20,7 @@ mod isolation;
 mod load;
 mod loopback;
 mod mints;
+mod page;
 mod process;
 mod session;
 mod start;
@@ -27,6 +28,7 @@ mod sts;
 mod tunnel;
 mod upstream;
 mod who;
+mod write;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -38,9 +40,13 @@ use figures::Table;
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// What a run was asked for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Plan {
     quick: bool,
+    /// Into `docs/internals/figures.md`, too.
+    write: bool,
+    /// Beside other load.
+    loaded: bool,
     /// Only these groups; all when empty.
     only: Vec<String>,
     /// The build under measurement.
@@ -52,12 +58,14 @@ struct Plan {
 impl Plan {
     fn read(mut arguments: impl Iterator<Item = String>) -> Outcome<Self> {
         let program = PathBuf::from(env!("CARGO_BIN_EXE_kfp-creds"));
-        let mut plan = Self { quick: false, only: vec![], program, before: None };
+        let mut plan = Self { program, ..Self::default() };
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
             match argument.as_str() {
                 "--bench" => {}
                 "--quick" => plan.quick = true,
+                "--write" => plan.write = true,
+                "--loaded" => plan.loaded = true,
                 "--only" => plan.only.extend(value()?.split(',').map(String::from)),
                 "--program" => plan.program = value()?.into(),
                 "--before" => plan.before = Some(value()?.into()),
@@ -107,6 +115,7 @@ fn main() -> ExitCode {
 
 fn measure(arguments: Vec<String>) -> Outcome<()> {
     let plan = Plan::read(arguments.into_iter())?;
+    let run = plan.write.then(|| write::begin(&plan)).transpose()?;
     let mut table = Table::new();
     if plan.wants("loopback") {
         loopback::measure(&plan, &mut table)?;
@@ -144,5 +153,5 @@ fn measure(arguments: Vec<String>) -> Outcome<()> {
     }
     start::size(&plan, &mut table)?;
     table.print();
-    Ok(())
+    run.map_or(Ok(()), |run| write::end(&run, &table.0))
 }

@@ -25,6 +25,7 @@ mod engine_calls;
 mod explain;
 mod failures;
 mod federation;
+mod figures;
 mod fuzz;
 mod golden_clouds;
 mod golden_metadata;
