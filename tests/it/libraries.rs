@@ -7,10 +7,11 @@ mod moto;
 mod troubled;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{Debug, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 
 use crate::support::session::{PROGRAM, python};
@@ -53,10 +54,11 @@ Unmodified libraries and tools, each run in a network namespace of its own in wh
 --offline` behind a small proxy that makes the faults, with a DNS server and a TLS listener for `*.googleapis.com`. Nothing
 tells a client where the metadata server is: it finds it as on Compute Engine. A *token* counts when its signature is
 right and it is one that was handed out; an *API call* (reading an object, listing datasets, opening a read session) when
-every request to the API bore such a token. Written by the test `libraries`, which fails when a verdict changes; versions
-and what is asked may differ from machine to machine. A version of an *earlier run* is of a client that the last run did
-not have. A dash is something that the client has no means for; the
-[notes](#notes) say why, as they do for every other verdict that is not yes.
+every request to the API bore such a token. The test `libraries` fails when a verdict is another one than here or a client that
+it ran has no row; `KFP_CREDS_TEST_WRITE_CLIENTS=1 cargo nextest run libraries` writes this page. Versions and what is asked
+may differ from machine to machine. A version of an *earlier run* is of a client that the machine of the last written run did
+not have. A dash is something that the client has no means for; the [notes](#notes) say why, as they do for every other
+verdict that is not yes.
 ";
 
 const FAULTS: &str = "
@@ -93,21 +95,47 @@ fn every_client_finds_what_it_needs() {
     }
     let faults: Vec<String> = list(&seen, "rows").iter().filter_map(fault).collect();
     assert!(faults.is_empty(), "{} clients are not as they should be:\n{}", faults.len(), faults.join("\n"));
-    let file = book();
-    let was = std::fs::read_to_string(&file).unwrap_or_default();
-    let is = document(&seen, &was);
-    // Other versions alone change the document but do not fail the test: another machine may have other ones.
-    if was != is {
-        std::fs::write(&file, &is).unwrap();
+    agrees_with_the_page(|was| document(&seen, was), verdicts);
+}
+
+/// Fails unless the page claims what a run found. With `KFP_CREDS_TEST_WRITE_CLIENTS=1` the page is written instead.
+/// `document` makes the page from the one before; versions alone may differ, because another machine has other ones.
+fn agrees_with_the_page<K: Ord + Debug>(
+    document: impl Fn(&str) -> String,
+    claims: impl Fn(&str) -> BTreeMap<K, Vec<String>>,
+) {
+    // Two tests write it, each in its own process.
+    let lock = std::fs::File::open(book()).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let was = std::fs::read_to_string(book()).unwrap();
+    let is = document(&was);
+    if std::env::var("KFP_CREDS_TEST_WRITE_CLIENTS").is_ok_and(|value| value == "1") {
+        std::fs::write(book(), is).unwrap();
+        return;
     }
-    let (before, after) = (verdicts(&was), verdicts(&is));
-    if before != after {
-        let changed: Vec<_> =
-            after.iter().filter(|(key, cells)| before.get(*key) != Some(*cells)).take(5).collect();
-        panic!(
-            "docs/internals/clients.md differed from the results; it is rewritten now, look: {changed:?} ..."
-        );
-    }
+    let wrong = out_of_date(&claims(&was), &claims(&is));
+    assert!(
+        wrong.is_empty(),
+        "docs/internals/clients.md is out of date; write it with KFP_CREDS_TEST_WRITE_CLIENTS=1\n{}",
+        wrong.join("\n")
+    );
+}
+
+/// What a page does not claim although a run found it, and what it claims although no run would.
+fn out_of_date<K: Ord + Debug>(
+    page: &BTreeMap<K, Vec<String>>,
+    found: &BTreeMap<K, Vec<String>>,
+) -> Vec<String> {
+    let other = found.iter().filter(|(key, cells)| page.get(*key) != Some(*cells));
+    let mut wrong: Vec<String> = other
+        .map(|(key, cells)| match page.get(key) {
+            None => format!("it has no line for {key:?}, which is {cells:?}"),
+            Some(before) => format!("{key:?} is {cells:?}, and it says {before:?}"),
+        })
+        .collect();
+    let gone = page.keys().filter(|key| !found.contains_key(*key));
+    wrong.extend(gone.map(|key| format!("{key:?} is no longer so")));
+    wrong
 }
 
 fn book() -> PathBuf {
@@ -286,7 +314,21 @@ fn a_verdict_needs_a_reason_and_absent_clients_keep_their_row() {
     assert!(fault(&row("yes", reason.clone())).unwrap().contains("ID token: yes"));
     let of = |row: Value| document(&serde_json::json!({"rows": [row], "absent": []}), "");
     let (first, second) = (of(good), of(row("-", reason)));
-    assert_ne!(verdicts(&first), verdicts(&second));
+    let changed = out_of_date(&verdicts(&first), &verdicts(&second));
+    assert_eq!(changed.len(), 2, "a verdict and its note: {changed:?}");
+    assert_eq!(out_of_date(&verdicts(&second), &verdicts(&first)).len(), 2);
+    assert_eq!(out_of_date(&verdicts(&first), &verdicts(&first)), [""; 0]);
+    // A client that ran must have its row in both tables, and other versions are no difference.
+    let missing = |table: &str| {
+        let (before, after) = first.split_once(&format!("## {table}\n")).unwrap();
+        let page = format!("{before}## {table}\n{}", after.replacen("| a (A) |", "| b (A) |", 1));
+        out_of_date(&verdicts(&page), &verdicts(&first))
+    };
+    for table in ["What they find", "How they bear faults"] {
+        let said = missing(table);
+        assert!(said.len() == 2 && said[0].contains("no line for") && said[0].contains("a (A)"), "{said:?}");
+    }
+    assert_eq!(verdicts(&first), verdicts(&first.replace("| a (A) | 1 |", "| a (A) | 2 |")));
     assert!(second.contains("- **a**, ID token, 2 s a token: makes none."), "{second}");
     let away = serde_json::json!({"rows": [], "absent": [{"name": "a", "family": "A", "why": "not here"}]});
     let kept = document(&away, &second);
