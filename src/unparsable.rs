@@ -43,7 +43,7 @@ impl<S> Flavored<S> {
             self.first.clear();
         }
         let room = FIRST - self.first.len();
-        self.first.extend(read.iter().take(room));
+        self.first.extend_from_slice(&read[..read.len().min(room)]);
     }
 }
 

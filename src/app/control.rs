@@ -316,7 +316,7 @@ impl ControlServer {
     fn cut_off(&self, members: &[JoinedMember]) -> ControlReply {
         let mut done = Vec::new();
         for member in members {
-            if let Some(alive) = self.lifecycle.bar(&member.grant.container) {
+            if let Some(alive) = self.lifecycle.cut_off_for_good(&member.grant.container) {
                 done.push(json!({
                     "container": member.grant.container.as_str(),
                     "task": member.grant.task.to_string(),

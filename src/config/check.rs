@@ -11,7 +11,8 @@ use super::clouds;
 use super::endpoint::Endpoint;
 use super::find::FoundConfig;
 use super::forms::{
-    account, address, chain, hostname, is_name, label, lifetime, log, pinned, place, pool, project, universe,
+    account, address, chain, hostname, is_name, label, lifetime, log, pinned, place, pool, project,
+    service_account, universe,
 };
 use super::layers::{Layers, accepted, judged, judged_as};
 use super::mounts::{SourceBase, mounts};
@@ -303,7 +304,7 @@ fn identities(
         if name == "default" && say.text(&path("service_account")).is_some() {
             say.problem(&path("service_account"), "use impersonate instead, which flags can change");
         }
-        let own = judged(say, &path("service_account"), account);
+        let own = judged(say, &path("service_account"), service_account);
         let stands_in = match say.text(&path("subject")) {
             Some(nobody) if nobody.is_empty() => None,
             Some(_) => judged(say, &path("subject"), account),
@@ -344,7 +345,7 @@ fn others(say: &mut Layers, path: &str, first: Option<&str>) -> Vec<String> {
         if first == Some(email.as_str()) || all.contains(&email) {
             say.problem(path, format_args!("{} is listed twice", quote::value(&email)));
         }
-        if accepted(say, path, &email, account).is_some() {
+        if accepted(say, path, &email, service_account).is_some() {
             all.push(email);
         }
     }

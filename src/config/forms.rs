@@ -20,10 +20,19 @@ pub(super) fn account(text: &str) -> Result<(), String> {
     if is_account(text) { Ok(()) } else { Err("has to be an e-mail".into()) }
 }
 
+/// An account that can be impersonated: no service account has a `+`, and in the path of a URL it would not name one.
+pub(super) fn service_account(text: &str) -> Result<(), String> {
+    account(text)?;
+    if text.contains('+') {
+        return Err("has to be the e-mail of a service account, which has no +".into());
+    }
+    Ok(())
+}
+
 /// A service account, or gcloud's chain of them: each may create tokens for the next; the last is used.
 pub(super) fn chain(text: &str) -> Result<Vec<String>, String> {
     let all: Vec<String> = text.split(',').map(|one| one.trim().to_owned()).collect();
-    match all.iter().find_map(|one| account(one).err()) {
+    match all.iter().find_map(|one| service_account(one).err()) {
         None => Ok(all),
         Some(why) if all.len() == 1 => Err(why),
         Some(_) => Err("has to be e-mails of service accounts, separated by commas".into()),

@@ -31,8 +31,9 @@ pub fn spare_relay(address: Ipv4Addr) -> Option<Ipv4Addr> {
     spare.then(|| Pool { network: address, prefix: SPARE_PREFIX }.relay())
 }
 
-/// Division of the range: the last quarter belongs to the engine's own allocator (a container connected by
-/// hand gets an address there). The rest can be leased, except the relay's address and those in `TAKEN`.
+/// Division of the range: one quarter belongs to the engine's own allocator (a container connected by hand gets
+/// an address there), the last one or, if that contains the relay's address, the first one. The rest can be
+/// leased, except the relay's address and those in `TAKEN`.
 impl Pool {
     pub(super) fn base(self) -> u32 {
         u32::from(self.network) & self.mask()
@@ -46,6 +47,12 @@ impl Pool {
         1 << (30 - self.prefix)
     }
 
+    /// The first address of the engine's quarter.
+    fn engine_quarter(self) -> u32 {
+        let last = self.base() + 3 * self.quarter();
+        if self.contains(MAGIC) && u32::from(MAGIC) >= last { self.base() } else { last }
+    }
+
     pub fn contains(self, address: Ipv4Addr) -> bool {
         u32::from(address) & self.mask() == self.base()
     }
@@ -57,8 +64,11 @@ impl Pool {
 
     /// The addresses that can be leased to containers, in order.
     pub fn leasable(self) -> impl Iterator<Item = Ipv4Addr> {
-        let relay = self.relay();
-        (self.base() + 1..self.base() + 3 * self.quarter())
+        let (relay, engine) = (self.relay(), self.engine_quarter());
+        let engine = engine..engine + self.quarter();
+        // The first and the last address of a range name the network and all its members.
+        (self.base() + 1..self.base() + 4 * self.quarter() - 1)
+            .filter(move |address| !engine.contains(address))
             .map(Ipv4Addr::from)
             .filter(move |address| *address != relay && !TAKEN.contains(address))
     }
@@ -78,17 +88,17 @@ impl Pool {
     }
 
     pub(super) fn engine_slice(self) -> String {
-        format!("{}/{}", Ipv4Addr::from(self.base() + 3 * self.quarter()), self.prefix + 2)
+        format!("{}/{}", Ipv4Addr::from(self.engine_quarter()), self.prefix + 2)
     }
 
     /// The addresses that Podman may allocate by itself: the same as Docker's. With `full`, nothing may be
     /// left to allocate; Podman cannot reserve single addresses, so its range is then only the relay's, which
     /// is in use.
     pub(super) fn podman_range(self, full: bool) -> Range {
-        let last = self.base() + 4 * self.quarter() - 2;
+        let first = self.engine_quarter().max(self.base() + 1);
         let own = match full {
             true => (self.relay(), self.relay()),
-            false => (Ipv4Addr::from(self.base() + 3 * self.quarter()), Ipv4Addr::from(last)),
+            false => (Ipv4Addr::from(first), self.gateway()),
         };
         Range { subnet: self.subnet(), own }
     }
@@ -96,7 +106,7 @@ impl Pool {
     /// The engine reserves a gateway even if the bridge gets no address: at the end of the engine's own
     /// quarter.
     pub(super) fn gateway(self) -> Ipv4Addr {
-        Ipv4Addr::from(self.base() + 4 * self.quarter() - 2)
+        Ipv4Addr::from(self.engine_quarter() + self.quarter() - 2)
     }
 }
 
@@ -117,6 +127,43 @@ mod tests {
         assert_eq!(all.len(), 3 * 256 - 1 - TAKEN.len());
         assert_eq!(all[0], Ipv4Addr::new(169, 254, 168, 1));
         assert!(all.iter().all(|address| !TAKEN.contains(address) && address.octets()[2] != 171));
+    }
+
+    #[test]
+    fn the_engine_never_gets_the_relay_s_address() {
+        for (third, fourth, prefix) in [
+            (160, 0, 19),
+            (168, 0, 21),
+            (168, 0, 22),
+            (168, 0, 23),
+            (169, 0, 24),
+            (169, 128, 25),
+            (169, 192, 26),
+            (169, 224, 27),
+            (169, 240, 28),
+        ] {
+            let pool = Pool { network: Ipv4Addr::new(169, 254, third, fourth), prefix };
+            let (address, prefix) = (pool.engine_slice(), pool.prefix + 2);
+            let engine = Pool { network: address.split('/').next().unwrap().parse().unwrap(), prefix };
+            let podman = pool.podman_range(false).own;
+            assert_eq!(pool.relay(), MAGIC, "{pool:?}");
+            assert!(!engine.contains(MAGIC) && pool.contains(engine.network), "{pool:?}: {engine:?}");
+            assert!(engine.contains(pool.gateway()) && engine.contains(podman.0), "{pool:?}: {podman:?}");
+            assert!(podman.0 <= podman.1 && engine.contains(podman.1), "{pool:?}: {podman:?}");
+            let leased: Vec<_> = pool.leasable().collect();
+            let size = 1_usize << (32 - pool.prefix);
+            // Three quarters, without the relay, four addresses of clouds, and those of the network and of all members.
+            assert!(
+                leased.len() + 7 >= size * 3 / 4 && leased.len() < size * 3 / 4,
+                "{pool:?}: {}",
+                leased.len()
+            );
+            for address in leased {
+                assert!(pool.contains(address) && !engine.contains(address) && address != MAGIC, "{address}");
+                let place = u32::from(address) - pool.base();
+                assert!(place != 0 && place as usize != size - 1, "{address}");
+            }
+        }
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl Lifecycle {
 
     /// Cuts off `container` for good, even if it starts again. Returns the tokens that it still holds; `None`
     /// if it has no address of the session (any more) or was cut off by hand before.
-    pub fn bar(&self, container: &ContainerId) -> Option<Vec<HandedOut>> {
+    pub fn cut_off_for_good(&self, container: &ContainerId) -> Option<Vec<HandedOut>> {
         {
             let mut state = self.state();
             let attached = state.containers.get_mut(container)?;

@@ -142,8 +142,8 @@ impl Lifecycle {
             same.map(|attached| attached.grant.container.clone()).collect()
         };
         for holder in &same_address {
-            let bar = |attached: &mut AttachedContainer| std::mem::replace(&mut attached.barred, true);
-            let barred = self.state().containers.get_mut(holder).is_none_or(bar);
+            let mark = |attached: &mut AttachedContainer| std::mem::replace(&mut attached.barred, true);
+            let barred = self.state().containers.get_mut(holder).is_none_or(mark);
             if barred {
                 continue;
             }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::repeats::{ServedToken, TokenReply};
-use super::tokens::{SLOW, TokenRefusal, rate_exceeded, relay_has_no_identity, requestor, time_left};
+use super::tokens::{
+    SLOW, TokenRefusal, UPSTREAM_SLOW, rate_exceeded, relay_has_no_identity, requestor, time_left,
+};
 use super::{Caller, Server};
 use crate::cloud::Cloud;
 use crate::metadata::{self, AwsAsk, AzureAsk, Reply, TokenFailure};
@@ -136,8 +138,8 @@ impl Server {
         metadata::azure_token_reply(ask, token, now)
     }
 
-    /// The mint's result; also shows a refusal on the terminal.
-    fn minted<T>(
+    /// The mint's result; also shows on the terminal if a caller gets no token.
+    pub(super) fn minted<T>(
         &self,
         cloud: Cloud,
         caller: &Caller,
@@ -152,8 +154,14 @@ impl Server {
                 self.refusals.tell(cloud, &caller.name(), &why);
                 Err(TokenRefusal(TokenFailure::AccessRefused, why))
             }
-            Err(MintFailure::Transient(why)) => Err(TokenRefusal(TokenFailure::Transient, why)),
-            Err(MintFailure::Slow) => Err(TokenRefusal(TokenFailure::Transient, SLOW.into())),
+            Err(MintFailure::Transient(why)) => {
+                self.refusals.tell_delay(cloud, &caller.name(), &why);
+                Err(TokenRefusal(TokenFailure::Transient, why))
+            }
+            Err(MintFailure::Slow) => {
+                self.refusals.tell_delay(cloud, &caller.name(), UPSTREAM_SLOW);
+                Err(TokenRefusal(TokenFailure::Transient, SLOW.into()))
+            }
         }
     }
 }

@@ -96,7 +96,7 @@ pub struct Server {
 /// What the server keeps for one caller, under its [`Caller::key`].
 #[derive(Debug)]
 struct CallerCache {
-    /// CallerCache from the source's principal at that time.
+    /// As of the source's principal at the time when it was made.
     view: Arc<View>,
     last: Option<LastRequest>,
 }
@@ -270,7 +270,7 @@ impl Server {
         }
     }
 
-    /// The caller's view. CallerCache once per lease, and again when the source's principal has changed.
+    /// The caller's view, which is made once per lease and again when the source's principal has changed.
     fn view(&self, caller: &Caller) -> Arc<View> {
         let (Some(key), Some((identity, _))) = (caller.key(), caller.granted()) else {
             return Arc::new(self.views.nobody());

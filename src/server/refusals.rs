@@ -1,7 +1,11 @@
-//! Shows refused tokens on the terminal: users do not look for "log in again" in a container's log.
+//! Shows on the terminal which tokens are refused or delayed, and why: users do not look for "log in again" in a
+//! container's log.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::cloud::Cloud;
 use crate::console::{Console, Line};
@@ -10,30 +14,59 @@ use crate::console::{Console, Line};
 /// asking for new resources must fill neither the terminal nor the memory.
 const MOST: usize = 32;
 
+/// While a cloud mints no tokens, one line in this time says so. A token that was renewed in the background does not
+/// end an outage, so a later one must not depend on that.
+const OUTAGE_AGAIN: Duration = Duration::from_secs(300);
+
 /// Shows each reason once, and again only after a token of the same cloud was minted: clients retry.
 #[derive(Debug)]
 pub(super) struct Refusals {
     console: Console,
-    said: Mutex<BTreeMap<Cloud, HashSet<String>>>,
+    shown: Mutex<BTreeMap<Cloud, Shown>>,
+}
+
+/// What was shown for one cloud since its last token.
+#[derive(Debug, Default)]
+struct Shown {
+    reasons: HashSet<String>,
+    /// When a line last said that tokens are delayed.
+    outage: Option<Instant>,
 }
 
 impl Refusals {
     pub(super) fn new(console: Console) -> Self {
-        Self { console, said: Mutex::default() }
+        Self { console, shown: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Cloud, Shown>> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `why` comes from the source.
     pub(super) fn tell(&self, cloud: Cloud, caller: &str, why: &str) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let said = said.entry(cloud).or_default();
-        if said.len() < MOST && said.insert(why.to_owned()) {
+        let mut shown = self.lock();
+        let reasons = &mut shown.entry(cloud).or_default().reasons;
+        if reasons.len() < MOST && reasons.insert(why.to_owned()) {
             self.console.say(Line::Refused { what: &format!("a token for {caller}"), why });
+        }
+    }
+
+    /// A fault that may pass keeps a caller from its token. `why` comes from the source.
+    pub(super) fn tell_delay(&self, cloud: Cloud, caller: &str, why: &str) {
+        let mut shown = self.lock();
+        let outage = &mut shown.entry(cloud).or_default().outage;
+        let now = Instant::now();
+        if outage.is_none_or(|last| now.duration_since(last) >= OUTAGE_AGAIN) {
+            *outage = Some(now);
+            self.console.notice(format!("no token for {caller} yet: {why}; it gets 503 until one is minted"));
         }
     }
 
     /// A token of `cloud` was minted, so every reason for that cloud may be shown again.
     pub(super) fn over(&self, cloud: Cloud) {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).remove(&cloud);
+        if self.lock().remove(&cloud).is_some_and(|shown| shown.outage.is_some()) {
+            self.console.notice(format!("{cloud}: tokens are minted again"));
+        }
     }
 }
 
@@ -77,6 +110,29 @@ mod tests {
         assert!(text.starts_with("kfp-creds: refused       a token for a: log in again\n"), "{text}");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_is_shown_once_and_so_is_its_end() {
+        let heard = Heard::default();
+        let refusals = Refusals::new(Console::new(OutputForm::Quiet, heard.clone()));
+        let lines = || {
+            let text = String::from_utf8(std::mem::take(&mut *heard.0.lock().unwrap())).unwrap();
+            text.lines().map(String::from).collect::<Vec<_>>()
+        };
+        refusals.over(Cloud::Google);
+        assert_eq!(lines(), [""; 0], "there was no outage");
+        refusals.tell_delay(Cloud::Google, "a", "it answered 500");
+        refusals.tell_delay(Cloud::Google, "b", "it answered 503");
+        let no =
+            "kfp-creds: notice        no token for a yet: it answered 500; it gets 503 until one is minted";
+        assert_eq!(lines(), [no]);
+        tokio::time::advance(OUTAGE_AGAIN).await;
+        refusals.tell_delay(Cloud::Google, "b", "it answered 503");
+        assert_eq!(lines().len(), 1, "a later outage is shown although nothing ended the first one");
+        refusals.over(Cloud::Google);
+        refusals.over(Cloud::Google);
+        assert_eq!(lines(), ["kfp-creds: notice        Google Cloud: tokens are minted again"]);
+    }
+
     #[test]
     fn container_input_fills_neither_terminal_nor_memory() {
         let heard = Heard::default();
@@ -85,7 +141,7 @@ mod tests {
             refusals.tell(Cloud::Azure, "a", &format!("no resource https://{number}.example"));
         }
         let count = || String::from_utf8(heard.0.lock().unwrap().clone()).unwrap().lines().count();
-        assert_eq!((count(), refusals.said.lock().unwrap()[&Cloud::Azure].len()), (MOST, MOST));
+        assert_eq!((count(), refusals.lock()[&Cloud::Azure].reasons.len()), (MOST, MOST));
         refusals.tell(Cloud::Aws, "a", "log in again");
         assert_eq!(count(), MOST + 1, "another cloud has room of its own");
     }

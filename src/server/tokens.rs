@@ -18,6 +18,8 @@ use crate::token::{AccessToken, CLOUD_PLATFORM, HandedOut, Issued, Now, Scopes, 
 use crate::workload::Identity;
 
 pub(super) const SLOW: &str = "the token is still being minted: ask again";
+/// The same, for the terminal.
+pub(super) const UPSTREAM_SLOW: &str = "the upstream is slow";
 
 /// Why a caller gets no token.
 #[derive(Debug)]
@@ -74,18 +76,10 @@ impl Server {
         }
         let (token, calm, now) = match self.mint.cached(&request, requestor(caller), now) {
             Some(Fresh { token, calm }) => (token, Some(calm), now),
-            None => match self.mint.access(&request, requestor(caller), time_left(deadline)).await {
-                Ok(token) => {
-                    self.refusals.over(Cloud::Google);
-                    (token, None, Now::read())
-                }
-                Err(MintFailure::Refused(why)) => {
-                    self.refusals.tell(Cloud::Google, &caller.name(), &why);
-                    return Err(TokenRefusal(TokenFailure::AccessRefused, why));
-                }
-                Err(MintFailure::Transient(why)) => return Err(TokenRefusal(TokenFailure::Transient, why)),
-                Err(MintFailure::Slow) => return Err(TokenRefusal(TokenFailure::Transient, SLOW.into())),
-            },
+            None => {
+                let made = self.mint.access(&request, requestor(caller), time_left(deadline)).await;
+                (self.minted(Cloud::Google, caller, made)?, None, Now::read())
+            }
         };
         if ask.enforced && token.scopes != request.scopes {
             return Err(TokenRefusal(TokenFailure::AccessRefused, self.unnarrowed(&request.scopes).into()));
@@ -154,8 +148,14 @@ impl Server {
         let token = self.mint.identity(&request, requestor(caller), time_left(deadline)).await.map_err(
             |failure| match failure {
                 MintFailure::Refused(why) => TokenRefusal(TokenFailure::IdentityRefused, why),
-                MintFailure::Transient(why) => TokenRefusal(TokenFailure::IdentityTransient, why),
-                MintFailure::Slow => TokenRefusal(TokenFailure::IdentityTransient, SLOW.into()),
+                MintFailure::Transient(why) => {
+                    self.refusals.tell_delay(Cloud::Google, &caller.name(), &why);
+                    TokenRefusal(TokenFailure::IdentityTransient, why)
+                }
+                MintFailure::Slow => {
+                    self.refusals.tell_delay(Cloud::Google, &caller.name(), UPSTREAM_SLOW);
+                    TokenRefusal(TokenFailure::IdentityTransient, SLOW.into())
+                }
             },
         )?;
         self.hand_out(caller, &ask.account.email, For::Audience(&ask.audience), &token.about());

@@ -196,9 +196,9 @@ async fn cut_off_reports_what_a_stopped_container_holds() {
     fixture.only().lease.unwrap().issued().add(held);
     fixture.follow('a').await;
 
-    let told = fixture.lifecycle.bar(&container('a')).unwrap();
+    let told = fixture.lifecycle.cut_off_for_good(&container('a')).unwrap();
     assert_eq!(told.iter().map(|token| token.id).collect::<Vec<_>>(), [held.id]);
-    assert!(fixture.lifecycle.bar(&container('a')).is_none(), "once");
+    assert!(fixture.lifecycle.cut_off_for_good(&container('a')).is_none(), "once");
     let said = fixture.said();
     let line = said.lines().find(|line| line.contains("by hand")).unwrap_or_else(|| panic!("{said}"));
     assert!(line.contains("its last token expires"), "{line}");
@@ -223,7 +223,7 @@ async fn status_lists_tokens_of_earlier_runs_too() {
     let lease = fixture.only().lease.unwrap();
     lease.issued().add(first);
     lease.issued().add(second);
-    let told = fixture.lifecycle.bar(&container('a')).unwrap();
+    let told = fixture.lifecycle.cut_off_for_good(&container('a')).unwrap();
     assert_eq!(told.iter().map(|token| token.id).collect::<Vec<_>>(), [first.id, second.id]);
     assert_eq!(fixture.cut_offs().await[1]["outstanding"].as_array().unwrap().len(), 2);
     fixture.start('a').await;
@@ -263,7 +263,7 @@ async fn the_end_of_a_container_erases_tokens_of_no_other_lease() {
         }
         tokio::time::sleep(Duration::from_millis(1)).await; // wait until the tasks of the mint end
         match by_hand {
-            true => drop(fixture.lifecycle.bar(&container('a')).unwrap()),
+            true => drop(fixture.lifecycle.cut_off_for_good(&container('a')).unwrap()),
             false => fixture.follow('a').await,
         }
         let there: Vec<bool> = kept.iter().map(|(token, _)| token.upgrade().is_some()).collect();
@@ -291,7 +291,7 @@ async fn a_token_minted_ahead_for_an_ended_container_is_dropped() {
         if on_its_way {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        fixture.lifecycle.bar(&container('a')).unwrap();
+        fixture.lifecycle.cut_off_for_good(&container('a')).unwrap();
         fixture.start('a').await;
         tokio::time::sleep(Duration::from_millis(600)).await;
         assert_eq!(fake.calls().len(), 1, "made ahead, but not for a container that was cut off");

@@ -66,6 +66,18 @@ fn places(mode: &str, session: &Session) -> Vec<String> {
     }
 }
 
+/// The engine reserves an address for itself at the end of its part of a range.
+#[test]
+fn pools_that_end_with_the_relays_address_serve_tokens() {
+    for pool in ["169.254.169.0/24", "169.254.169.128/25", "169.254.169.240/28"] {
+        let config = format!("[network]\nattach = \"second\"\npool = \"{pool}\"\n");
+        let session = Session::offline(&config, &["--all"]);
+        let attached = running(&session, &[]);
+        assert_eq!(attached.asks().1, 200, "{pool}");
+        assert!(session.said().contains(" 169.254.169.254)"), "{pool}: {}", session.said());
+    }
+}
+
 #[test]
 fn each_mode_attaches_before_the_first_instruction() {
     let (image, script) = (task_image(), ask());
