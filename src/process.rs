@@ -1,8 +1,11 @@
 //! Process-wide state: tasks, their stop signal and the limits that the process sets itself.
 
 use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -84,8 +87,20 @@ where
     }
 }
 
+/// Connections that wait to be accepted; the kernel's own bound is the same. If it overflows, callers wait a
+/// second until their kernel tries again, so one caller's flood must not fill it easily.
+pub const BACKLOG: u32 = 4096;
+
+/// A listener with room for [`BACKLOG`] connections. `TcpListener::bind` has room for 128.
+pub fn listen(at: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if at.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(at)?;
+    socket.listen(BACKLOG)
+}
+
 /// Accepts connections until `stop`. Failures in a row are one line of the log: callers could otherwise fill it.
-pub async fn accept_each<S, F: Future<Output = std::io::Result<S>>>(
+pub async fn accept_each<S, F: Future<Output = io::Result<S>>>(
     stop: &CancellationToken,
     accept: impl Fn() -> F,
     mut serve: impl FnMut(S),
@@ -133,7 +148,7 @@ pub const OWN_SOURCE: &str = "x-kfp-creds-source";
 pub fn forbid_core_dumps() {
     use rustix::process::{Resource, Rlimit, setrlimit};
     let limit = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
-    if let Err(error) = limit.map_err(std::io::Error::from).and_then(|()| linux::forbid_dumps()) {
+    if let Err(error) = limit.map_err(io::Error::from).and_then(|()| linux::forbid_dumps()) {
         tracing::warn!(%error, "could not switch core dumps off");
     }
 }

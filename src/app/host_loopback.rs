@@ -13,7 +13,7 @@ use crate::console::Console;
 use crate::docker::{EngineError, Product};
 use crate::failure::Failure;
 use crate::loopback::{Path, Paths};
-use crate::process::Tasks;
+use crate::process::{Tasks, listen};
 use crate::server::{LoopbackCallers, Server};
 use crate::session::MetadataNetwork;
 
@@ -28,12 +28,12 @@ pub(super) struct Bound {
 }
 
 /// `None` if the config does not enable it.
-pub(super) async fn bind(config: &Config) -> Result<Option<Bound>, Failure> {
+pub(super) fn bind(config: &Config) -> Result<Option<Bound>, Failure> {
     if !config.host_loopback {
         return Ok(None);
     }
     let failed = |error| broken("listen on loopback (network.host_loopback)", error);
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(failed)?;
+    let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).map_err(failed)?;
     let SocketAddr::V4(at) = listener.local_addr().map_err(failed)? else {
         return Err(failed(std::io::ErrorKind::AddrNotAvailable.into()));
     };

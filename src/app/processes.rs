@@ -3,8 +3,6 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use tokio::net::TcpListener;
-
 use super::broken;
 use super::credentials::Credentials;
 use super::page::capability;
@@ -14,7 +12,7 @@ use crate::config::{Config, Environment};
 use crate::console::Console;
 use crate::docker::proxy::{SHADOWS, WINNING};
 use crate::failure::Failure;
-use crate::process::Tasks;
+use crate::process::{Tasks, listen};
 use crate::record::Recorder;
 use crate::registry;
 use crate::server::{LoopbackCallers, Server};
@@ -26,7 +24,7 @@ const LOOPBACK: &str = "127.0.0.1";
 /// Serves the default identity at `at` until the tasks stop. Unless `open`, every path begins with a
 /// capability that only the variables contain, because every user of the machine can reach a loopback port.
 /// Returns the address, and the variables that lead clients there.
-pub(super) async fn serve(
+pub(super) fn serve(
     at: SocketAddr,
     open: bool,
     credentials: &Credentials,
@@ -36,7 +34,7 @@ pub(super) async fn serve(
     let identity = config.policy.default.clone().ok_or_else(|| {
         Failure::Config("the default identity is none: name one in kfp-creds.toml to serve it".into())
     })?;
-    let listener = TcpListener::bind(at).await.map_err(|e| broken(&format!("listen on {at}"), e))?;
+    let listener = listen(at).map_err(|e| broken(&format!("listen on {at}"), e))?;
     let at = listener.local_addr().map_err(|e| broken("listen", e))?;
     let capability = if open { None } else { Some(capability()?) };
     let (_writer, reader, _questions) = registry::new();

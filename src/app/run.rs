@@ -82,7 +82,7 @@ async fn surround(
     }
     let folder = session.socket.parent().unwrap_or_else(|| Path::new("/tmp"));
     let no_login = NoLogin::new(folder, &session.metadata.network.session)?;
-    set.extend(session.serve_processes(config).await?);
+    set.extend(session.serve_processes(config)?);
     processes::fit(&mut set, env);
     set.extend(no_login.variables(config));
     Ok(Around { unset: processes::winning(config, &set), set, _no_login: Some(no_login) })

@@ -153,7 +153,7 @@ pub async fn listen(
     let credentials = Credentials::open(config, env, &tasks, &console, recorder.clone()).await?;
     console.while_slow("waiting for a first token", credentials.first_mint(config, &console)).await?;
     let with = (&tasks, &console, &recorder);
-    let (at, mut environment) = processes::serve(at, ask.open, &credentials, config, with).await?;
+    let (at, mut environment) = processes::serve(at, ask.open, &credentials, config, with)?;
     processes::fit(&mut environment, env);
     let unset = processes::winning(config, &environment);
     let environment = environment.into_iter().chain(credentials.extra_environment());

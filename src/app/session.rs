@@ -87,7 +87,7 @@ impl Session {
         let recorder = recorder(config, "", &console)?;
         let credentials = Credentials::open(config, env, &tasks, &console, recorder.clone()).await?;
         let folder = private_folder(&runtime_folder(env))?;
-        let bound = host_loopback::bind(config).await?;
+        let bound = host_loopback::bind(config)?;
         let (metadata, tunnel) = networks::open(engine, config, (&session_id()?, &folder), &console).await?;
         // The session id of a network that was taken over, else the new one.
         let id = metadata.network.session.clone();
@@ -272,10 +272,10 @@ impl Session {
     }
 
     /// Serves the default identity to processes of this machine; returns the variables that lead them there.
-    pub(super) async fn serve_processes(&self, config: &Config) -> Result<Vec<(String, String)>, Failure> {
+    pub(super) fn serve_processes(&self, config: &Config) -> Result<Vec<(String, String)>, Failure> {
         let at = (Ipv4Addr::LOCALHOST, 0).into();
         let with = (&self.tasks, &self.console, &self.proxy.settings().recorder);
-        processes::serve(at, false, &self.credentials, config, with).await.map(|(_, variables)| variables)
+        processes::serve(at, false, &self.credentials, config, with).map(|(_, variables)| variables)
     }
 
     /// Opens the page on a free port, behind `capability`; returns its URL.

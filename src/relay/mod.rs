@@ -29,7 +29,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, unix::pipe};
 
 use crate::cloud::Cloud;
 use crate::linux;
-use crate::process::{Tasks, accept_each};
+use crate::process::{BACKLOG, Tasks, accept_each};
 use crate::unparsable::Flavored;
 
 /// The caller's address, set by the relay from its socket. A header of this name from a caller is dropped.
@@ -53,9 +53,6 @@ const HEAD_LIMIT: usize = 16 * 1024;
 const HEAD_WITHIN: Duration = Duration::from_secs(75);
 /// Most connections per source address. A container that uses more is broken or hostile.
 const CONNECTIONS: usize = 128;
-/// Connections that wait to be accepted; the kernel's own bound is the same. If it overflows, callers wait a
-/// second until their kernel tries again, so one caller's flood must not fill it easily.
-const BACKLOG: u32 = 4096;
 /// How long the relay waits for the host's answer to a request, unless it has `wait_for_change`.
 const REPLY_WITHIN: Duration = Duration::from_secs(30);
 
