@@ -16,8 +16,9 @@ use crate::source::offline::Offline;
 use crate::token::Now;
 use crate::workload::{Identity, Task};
 
-/// How long one credential may take at the start and in `check`.
-pub(super) const WITHIN: Duration = Duration::from_secs(25);
+/// How long one credential may take at the start and in `check`: longer than a whole mint, which ends with its own
+/// reason.
+pub(super) const WITHIN: Duration = Duration::from_secs(26);
 
 /// The sources that the config has besides Google's.
 #[derive(Debug, Default)]
