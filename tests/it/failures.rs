@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,20 +16,25 @@ use crate::support::fake_aws::{self, FakeAws, REGION, Role};
 use crate::support::fake_engine::{Act, FakeEngine, json};
 use crate::support::fake_entra::{APP, FakeEntra, TENANT, Trust};
 use crate::support::fake_google::{Failure, FakeGoogle, rsa_key};
+use crate::support::front::{Fault, Front};
 use crate::support::proxy_fixture::Scratch;
 use crate::support::session::{Folder, program};
 
-const KEY: &str = "loader@sa-project.iam.gserviceaccount.com";
-const USER: &str = "person@example.com";
-const AGAIN: &str = "yes: a client that asks again has its token once the fault is over";
-const AT_ONCE: &str = "there is nothing to recover from";
-const NEVER: &str = "no: start again when it is mended";
+pub(crate) const KEY: &str = "loader@sa-project.iam.gserviceaccount.com";
+pub(crate) const USER: &str = "person@example.com";
+pub(crate) const AGAIN: &str = "yes: a client that asks again gets its token once the fault is over";
+pub(crate) const UNAFFECTED: &str = "not needed: tokens are served all the time";
+const NEVER: &str = "no: fix the cause and start again";
+const ENDED: &str = "no: the server has ended";
+const CREDENTIALS: &str = "Credentials on this machine";
+pub(crate) const MACHINE: &str = "This machine";
+pub(crate) const CLIENTS: &str = "Clients and the session";
 const NEW_LOGIN: &str = "yes: with a new login, within seconds and without a restart";
 
 /// A `serve --listen`, with everything that it prints for the person.
-struct Listener {
-    child: Child,
-    at: SocketAddr,
+pub(crate) struct Listener {
+    pub(crate) child: Child,
+    pub(crate) at: SocketAddr,
     capability: String,
     said: Arc<Mutex<String>>,
     varying: Vec<String>,
@@ -37,7 +42,11 @@ struct Listener {
 
 impl Listener {
     /// An error has the exit code and the output.
-    fn start(mut command: Command, arguments: &[&str], folder: &Path) -> Result<Self, (i32, String)> {
+    pub(crate) fn start(
+        mut command: Command,
+        arguments: &[&str],
+        folder: &Path,
+    ) -> Result<Self, (i32, String)> {
         command.args(["serve", "--listen", "127.0.0.1:0"]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -50,31 +59,37 @@ impl Listener {
         });
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        // The first line is for the first cloud.
-        let place = line.split('=').nth(1).map(|place| place.trim().trim_start_matches("http://").to_owned());
-        let Some(place) = place else {
+        if line.is_empty() {
             reading.join().unwrap();
             let code = child.wait().unwrap().code().unwrap();
             let said = said.lock().unwrap().clone();
             return Err((code, steady(&said, &[&folder.display().to_string()])));
-        };
-        let mut parts = place.split('/');
+        }
+        let mut server = Self::at_the_place(&line, child, folder);
+        server.said = said;
+        Ok(server)
+    }
+
+    /// `line` is the first that the program printed on stdout, and is for the first cloud. Nobody reads stderr.
+    pub(crate) fn at_the_place(line: &str, child: Child, folder: &Path) -> Self {
+        let place = line.split('=').nth(1).unwrap_or_else(|| panic!("no address: {line:?}")).trim();
+        let mut parts = place.trim_start_matches("http://").split('/');
         let at = parts.next().unwrap().parse().unwrap();
         let capability = parts.next().unwrap_or_default().to_owned();
         let varying = vec![folder.display().to_string(), capability.clone()];
-        Ok(Self { child, at, capability, said, varying })
+        Self { child, at, capability, said: Arc::default(), varying }
     }
 
     fn steady(&self, text: &str) -> String {
         steady(text, &self.varying.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         self.said.lock().unwrap().clone()
     }
 
     /// The lines printed since `before`, without those of every start.
-    fn lines(&self, before: &str) -> String {
+    pub(crate) fn lines(&self, before: &str) -> String {
         std::thread::sleep(Duration::from_millis(100));
         let said = self.said();
         let lines =
@@ -90,24 +105,40 @@ impl Listener {
         self.steady(&lines.map(timeless).collect::<Vec<_>>().join("\n"))
     }
 
-    /// Status and text.
-    fn get(&self, path: &str, headers: &str) -> String {
+    /// The head and the body of an answer.
+    pub(crate) fn answer(&self, path: &str, headers: &str) -> (String, String) {
         let mut stream = TcpStream::connect(self.at).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
-        let (capability, at) = (&self.capability, self.at);
-        let head =
-            format!("GET /{capability}{path} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n{headers}\r\n");
-        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(self.request(path, headers).as_bytes()).unwrap();
         let mut reply = String::new();
         stream.read_to_string(&mut reply).unwrap();
         let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+        (head.to_owned(), body.to_owned())
+    }
+
+    pub(crate) fn request(&self, path: &str, headers: &str) -> String {
+        let (capability, at) = (&self.capability, self.at);
+        format!("GET /{capability}{path} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n{headers}\r\n")
+    }
+
+    /// Status and text.
+    pub(crate) fn get(&self, path: &str, headers: &str) -> String {
+        let (head, body) = self.answer(path, headers);
         let status = head.split(' ').nth(1).unwrap();
-        let body = if status == "200" { "the token" } else { body };
+        let body = if status == "200" { "the token" } else { &body };
         self.steady(&format!("{status} {body}"))
     }
 
-    fn token(&self, query: &str) -> String {
+    pub(crate) fn token(&self, query: &str) -> String {
         self.get(&format!("{ACCOUNT}/token{query}"), "Metadata-Flavor: Google\r\n")
+    }
+
+    /// The token itself, and the seconds that it has left.
+    pub(crate) fn fresh(&self) -> (String, u64) {
+        let (head, body) = self.answer(&format!("{ACCOUNT}/token"), "Metadata-Flavor: Google\r\n");
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}\n{body}");
+        let reply: serde_json::Value = serde_json::from_str(&body).unwrap();
+        (reply["access_token"].as_str().unwrap().to_owned(), reply["expires_in"].as_u64().unwrap())
     }
 }
 
@@ -118,7 +149,7 @@ impl Drop for Listener {
     }
 }
 
-fn waits_for(within: Duration, mut what: impl FnMut() -> bool) {
+pub(crate) fn waits_for(within: Duration, mut what: impl FnMut() -> bool) {
     let end = Instant::now() + within;
     while !what() {
         assert!(Instant::now() < end, "it does not recover");
@@ -126,15 +157,15 @@ fn waits_for(within: Duration, mut what: impl FnMut() -> bool) {
     }
 }
 
-struct Google {
-    google: FakeGoogle,
+pub(crate) struct Google {
+    pub(crate) google: FakeGoogle,
     folder: Folder,
-    server: Listener,
+    pub(crate) server: Listener,
 }
 
 impl Google {
     /// The server has one token; `?scopes=` with another scope needs a new one from `google`.
-    fn start(credential: impl Fn(&FakeGoogle) -> String) -> Self {
+    pub(crate) fn start(credential: impl Fn(&FakeGoogle) -> String) -> Self {
         let (google, folder) = (FakeGoogle::start(), Folder::new("failures"));
         let (config, file) = files(&folder.0, &google, &credential(&google));
         let mut command = program(&folder.0);
@@ -145,14 +176,15 @@ impl Google {
         Self { google, folder, server }
     }
 
-    fn file(&self) -> PathBuf {
+    pub(crate) fn file(&self) -> PathBuf {
         self.folder.0.join("credential.json")
     }
 }
 
-const OTHER: &str = "?scopes=https://www.googleapis.com/auth/bigquery&enforce_scopes=true";
+/// Asks for a token that the server does not have yet.
+pub(crate) const OTHER: &str = "?scopes=https://www.googleapis.com/auth/bigquery&enforce_scopes=true";
 
-fn key(google: &FakeGoogle) -> String {
+pub(crate) fn key(google: &FakeGoogle) -> String {
     google.service_account(KEY, rsa_key())
 }
 
@@ -209,13 +241,19 @@ fn upstream_refusals_need_a_new_login() {
     refusal("403", Failure::oauth(403, "access_denied", None));
 }
 
-/// A server that refuses connections, or a name that does not exist, from the start.
+/// A port that nobody listens on, or a name that does not exist, from the start.
 #[test]
 fn an_unreachable_upstream_is_named_to_client_and_person() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let closed = format!("http://{closed}/token");
-    for (case, url) in [("no connection", closed.as_str()), ("no address", "https://nowhere.invalid/token")] {
-        let (google, folder) = (FakeGoogle::start(), Folder::new("failures"));
+    let google = FakeGoogle::start();
+    let front = Front::of(google.address());
+    front.cause(Fault::Closed);
+    let port = format!("{}/token", front.url());
+    let cases = [
+        ("no connection to Google", port.as_str()),
+        ("the host name of Google is not found", "https://nowhere.invalid/token"),
+    ];
+    for (case, url) in cases {
+        let (folder, sent) = (Folder::new("failures"), google.calls().len());
         let (config, file) = files(&folder.0, &google, &google.user(USER));
         fs::write(&config, format!("[endpoints]\ntoken = \"{url}\"\n")).unwrap();
         let mut command = program(&folder.0);
@@ -229,22 +267,21 @@ fn an_unreachable_upstream_is_named_to_client_and_person() {
         let client = answer(|| server.token(""));
         assert_eq!(answer(|| server.token("")), client);
         let person = server.lines("");
-        Happened {
-            part: "Google",
-            case,
-            client,
-            person,
-            recovers: "no: a client that asks again is told the same",
-        }
-        .is_on_the_page();
-        let first = google.calls().len();
-        assert_eq!(first, 0, "nothing went elsewhere");
+        let recovers = if url == port {
+            front.stop();
+            waits_for(Duration::from_secs(30), || server.token("").starts_with("200"));
+            AGAIN
+        } else {
+            assert_eq!(google.calls().len(), sent, "nothing was sent elsewhere");
+            "no: every request gets the same answer"
+        };
+        Happened { part: "Google", case, client, person, recovers }.is_on_the_page();
     }
 }
 
 #[test]
 fn a_clock_ten_minutes_off_still_gets_tokens() {
-    for (case, seconds) in [("this clock is 10 min slow", 600), ("this clock is 10 min fast", -600)] {
+    for (case, seconds) in [("the clock is 10 min slow", 600), ("the clock is 10 min fast", -600)] {
         let (google, folder) = (FakeGoogle::start(), Folder::new("failures"));
         google.clock_off_by(seconds, true);
         let (config, file) = files(&folder.0, &google, &key(&google));
@@ -254,7 +291,7 @@ fn a_clock_ten_minutes_off_still_gets_tokens() {
             Listener::start(command, &["--config", &config], &folder.0).map_err(|why| why.1).unwrap();
         let client = server.token("");
         let person = server.lines("");
-        Happened { part: "Google", case, client, person, recovers: AT_ONCE }.is_on_the_page();
+        Happened { part: MACHINE, case, client, person, recovers: UNAFFECTED }.is_on_the_page();
     }
 }
 
@@ -265,9 +302,9 @@ fn invalid_credential_files_prevent_the_start() {
     let whole = google.user(USER);
     let cases: [(&'static str, Option<&str>); 4] = [
         ("the credential file is missing", None),
-        ("it cannot be read", Some("")),
-        ("it is truncated", Some(&whole[..whole.len() / 2])),
-        ("it is of another type", Some(r#"{"type": "something_else"}"#)),
+        ("the credential file cannot be read", Some("")),
+        ("the credential file is truncated", Some(&whole[..whole.len() / 2])),
+        ("the credential file is of another type", Some(r#"{"type": "something_else"}"#)),
     ];
     for (case, text) in cases {
         let folder = Folder::new("failures");
@@ -284,42 +321,47 @@ fn invalid_credential_files_prevent_the_start() {
             panic!("{case}: it started")
         };
         let client = format!("no session: exit code {code}");
-        Happened { part: "Credentials on this machine", case, client, person, recovers: NEVER }
-            .is_on_the_page();
+        Happened { part: CREDENTIALS, case, client, person, recovers: NEVER }.is_on_the_page();
     }
 }
 
 #[test]
 fn replaced_credential_files_are_read_again() {
-    let part = "Credentials on this machine";
+    let part = CREDENTIALS;
     let fixture = Google::start(|google| google.user(USER));
     let before = fixture.server.said();
     fs::write(fixture.file(), "{ canary").unwrap();
     waits_for(Duration::from_secs(20), || fixture.server.said().len() > before.len());
     let (client, person) = (fixture.server.token(""), fixture.server.lines(&before));
-    let case = "it is replaced by a broken one";
+    let case = "the credential file is replaced by a broken one";
     let before = fixture.server.said();
     fs::write(fixture.file(), fixture.google.user(USER)).unwrap();
     std::thread::sleep(Duration::from_secs(4));
     assert!(fixture.server.token("").starts_with("200"));
-    Happened { part, case, client, person, recovers: "yes: the old login serves until there is a good file" }
-        .is_on_the_page();
-    fs::write(fixture.file(), fixture.google.user("other@example.com")).unwrap();
-    waits_for(Duration::from_secs(20), || fixture.server.said().len() > before.len());
-    let (client, person) = (fixture.server.token(""), fixture.server.lines(&before));
-    let case = "it is replaced by one of another account";
     Happened {
         part,
         case,
         client,
         person,
-        recovers: "yes: old tokens are dropped, the next one is the new account's",
+        recovers: "yes: the old login stays in use until the file is valid",
+    }
+    .is_on_the_page();
+    fs::write(fixture.file(), fixture.google.user("other@example.com")).unwrap();
+    waits_for(Duration::from_secs(20), || fixture.server.said().len() > before.len());
+    let (client, person) = (fixture.server.token(""), fixture.server.lines(&before));
+    let case = "the credential file is replaced by that of another account";
+    Happened {
+        part,
+        case,
+        client,
+        person,
+        recovers: "yes: old tokens are dropped, and the next one is of the new account",
     }
     .is_on_the_page();
 }
 
 /// The answer once no attempt is under way.
-fn answer(ask: impl Fn() -> String) -> String {
+pub(crate) fn answer(ask: impl Fn() -> String) -> String {
     let mut said = String::new();
     waits_for(Duration::from_secs(20), || {
         said = ask();
@@ -334,25 +376,33 @@ const ROLE: &str = "[aws]\ncredentials = \"environment\"\nregion = \"REGION\"\n[
 #[test]
 fn aws_refusals_prevent_the_start_and_outages_do_not() {
     let cases: [(&'static str, u16, &str, bool); 4] = [
-        ("the keys are not known", 403, "InvalidClientTokenId", false),
-        ("the trust policy refuses", 403, "AccessDenied", false),
-        ("429 of AWS", 429, "RequestLimitExceeded", true),
-        ("503 of AWS", 503, "ServiceUnavailable", true),
+        ("AWS does not know the keys", 403, "InvalidClientTokenId", false),
+        ("the role's trust policy refuses", 403, "AccessDenied", false),
+        ("429 from AWS", 429, "RequestLimitExceeded", true),
+        ("503 from AWS", 503, "ServiceUnavailable", true),
     ];
     for (case, status, code, passes) in cases {
         let (aws, folder) = (FakeAws::start(), Folder::new("failures"));
-        let role = aws.role("loader", Role::default());
-        let config = folder.0.join("test.toml");
-        fs::write(&config, ROLE.replace("REGION", REGION).replace("ROLE", &role)).unwrap();
-        let keys = aws.user();
-        let mut command = program(&folder.0);
-        command.env("AWS_ACCESS_KEY_ID", &keys.id).env("AWS_SECRET_ACCESS_KEY", &keys.secret);
-        command.env("AWS_ENDPOINT_URL_STS", aws.url()).env("AWS_EC2_METADATA_DISABLED", "true");
         (0..12).for_each(|_| aws.instead(status, &fake_aws::refusal(code)));
-        let started = Listener::start(command, &["--config", config.to_str().unwrap()], &folder.0);
-        let ask = |server: &Listener| server.get("/v2/credentials", "");
-        refused_or_passed("AWS", case, started, passes, ask);
+        let started = with_aws(&aws, &aws.url(), &folder);
+        refused_or_passed("AWS", case, started, passes, ask_aws);
     }
+}
+
+/// A server with a role of AWS, which finds AWS at `url`.
+pub(crate) fn with_aws(aws: &FakeAws, url: &str, folder: &Folder) -> Result<Listener, (i32, String)> {
+    let role = aws.role("loader", Role::default());
+    let config = folder.0.join("test.toml");
+    fs::write(&config, ROLE.replace("REGION", REGION).replace("ROLE", &role)).unwrap();
+    let keys = aws.user();
+    let mut command = program(&folder.0);
+    command.env("AWS_ACCESS_KEY_ID", &keys.id).env("AWS_SECRET_ACCESS_KEY", &keys.secret);
+    command.env("AWS_ENDPOINT_URL_STS", url).env("AWS_EC2_METADATA_DISABLED", "true");
+    Listener::start(command, &["--config", config.to_str().unwrap()], &folder.0)
+}
+
+pub(crate) fn ask_aws(server: &Listener) -> String {
+    server.get("/v2/credentials", "")
 }
 
 /// Writes the row of an upstream's fault at the start of the program; one that `passes` does not end the
@@ -385,26 +435,32 @@ fn azure_refusals_prevent_the_start_and_outages_do_not() {
     let cases: [(&'static str, u16, &str, u32, bool); 4] = [
         ("the client secret has expired", 401, "invalid_client", 7_000_222, false),
         ("Conditional Access refuses", 400, "invalid_grant", 53_003, false),
-        ("429 of Entra", 429, "temporarily_unavailable", 90_055, true),
-        ("500 of Entra", 500, "server_error", 90_099, true),
+        ("429 from Entra", 429, "temporarily_unavailable", 90_055, true),
+        ("500 from Entra", 500, "server_error", 90_099, true),
     ];
     for (case, status, error, number, passes) in cases {
         let (entra, folder) = (FakeEntra::start(), Folder::new("failures"));
-        entra.trust(APP, Trust::Secret("canary-secret".into()));
-        let config = folder.0.join("test.toml");
-        let text = "[azure]\ncredentials = \"environment\"\n[identity.default]\ngoogle = false\n[identity.default.azure]\nresources = [\"https://storage.azure.com\"]\n";
-        fs::write(&config, text).unwrap();
-        let mut command = program(&folder.0);
-        command.env("AZURE_TENANT_ID", TENANT).env("AZURE_CLIENT_ID", APP);
-        command.env("AZURE_CLIENT_SECRET", "canary-secret").env("AZURE_AUTHORITY_HOST", entra.url());
         (0..12).for_each(|_| entra.fail_as(status, error, number));
-        let started = Listener::start(command, &["--config", config.to_str().unwrap()], &folder.0);
-        let ask = |server: &Listener| {
-            let header = format!("X-IDENTITY-HEADER: {}\r\n", server.capability);
-            server.get("/msi/token?api-version=2019-08-01&resource=https://storage.azure.com", &header)
-        };
-        refused_or_passed("Azure", case, started, passes, ask);
+        let started = with_azure(&entra, &entra.url(), &folder);
+        refused_or_passed("Azure", case, started, passes, ask_azure);
     }
+}
+
+/// A server with a principal of Entra, which finds Entra at `url`.
+pub(crate) fn with_azure(entra: &FakeEntra, url: &str, folder: &Folder) -> Result<Listener, (i32, String)> {
+    entra.trust(APP, Trust::Secret("canary-secret".into()));
+    let config = folder.0.join("test.toml");
+    let text = "[azure]\ncredentials = \"environment\"\n[identity.default]\ngoogle = false\n[identity.default.azure]\nresources = [\"https://storage.azure.com\"]\n";
+    fs::write(&config, text).unwrap();
+    let mut command = program(&folder.0);
+    command.env("AZURE_TENANT_ID", TENANT).env("AZURE_CLIENT_ID", APP);
+    command.env("AZURE_CLIENT_SECRET", "canary-secret").env("AZURE_AUTHORITY_HOST", url);
+    Listener::start(command, &["--config", config.to_str().unwrap()], &folder.0)
+}
+
+pub(crate) fn ask_azure(server: &Listener) -> String {
+    let header = format!("X-IDENTITY-HEADER: {}\r\n", server.capability);
+    server.get("/msi/token?api-version=2019-08-01&resource=https://storage.azure.com", &header)
 }
 
 /// `run` with an engine that does not exist or does not work.
@@ -423,10 +479,10 @@ fn an_engine_that_does_not_work_prevents_the_start() {
     open(&closed, 0o000);
     open(&scratch.0, 0o777);
     for (case, socket) in [
-        ("no right to use the engine", &closed),
-        ("no engine", &missing),
-        ("an engine that does not run", &silent),
-        ("an engine of another architecture", &foreign.socket),
+        ("no permission to use the engine", &closed),
+        ("the engine's socket does not exist", &missing),
+        ("the engine does not run", &silent),
+        ("the engine has another architecture", &foreign.socket),
     ] {
         let folder = Folder::new("failures");
         let mut command = program(&folder.0);
@@ -472,19 +528,19 @@ fn an_unknown_exit_code_is_an_error_for_the_client() {
     let (status, body) = call(&proxy.socket, &format!("POST /containers/{ID}/wait"), "");
     let person = proxy.said().strip_prefix(&before).unwrap().to_owned();
     let client = format!("{status} {body}");
-    let case = "the events are cut, and a container is removed meanwhile";
+    let case = "the engine's events break off, and a container is removed meanwhile";
     Happened { part: "Engine", case, client, person, recovers: "no: run the task again" }.is_on_the_page();
 }
 
 /// Signals as a terminal, a service manager or a closed window sends them.
 #[test]
 fn signals_end_a_server_unless_it_ignores_them() {
-    let part = "Clients and the session";
+    let part = CLIENTS;
     for (case, signal, before) in [
         ("Ctrl-C", "-INT", None),
         ("SIGTERM", "-TERM", None),
         ("SIGHUP", "-HUP", None),
-        ("SIGHUP that is ignored (nohup)", "-HUP", Some("nohup")),
+        ("SIGHUP, which is ignored (nohup)", "-HUP", Some("nohup")),
     ] {
         let folder = Folder::new("failures");
         let server = Listener::start(under(before, &folder), &["--offline"], &folder.0);
@@ -501,17 +557,15 @@ fn signals_end_a_server_unless_it_ignores_them() {
         }
         assert_eq!(ended.is_none(), before.is_some(), "{case}");
         let (client, recovers) = match ended {
-            Some(status) => {
-                (format!("no answer: exit code {}", status.code().unwrap()), "nothing is left to recover")
-            }
-            None => (server.token(""), AT_ONCE),
+            Some(status) => (format!("no answer: exit code {}", status.code().unwrap()), ENDED),
+            None => (server.token(""), UNAFFECTED),
         };
         Happened { part, case, client, person: server.lines(&said), recovers }.is_on_the_page();
     }
 }
 
 /// `kfp-creds`, started by the program `name`.
-fn under(name: Option<&str>, folder: &Folder) -> Command {
+pub(crate) fn under(name: Option<&str>, folder: &Folder) -> Command {
     let plain = program(&folder.0);
     let Some(name) = name else { return plain };
     let mut words = name.split(' ');
@@ -519,29 +573,6 @@ fn under(name: Option<&str>, folder: &Folder) -> Command {
     command.args(words).arg(plain.get_program()).env_clear().current_dir(&folder.0);
     command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command
-}
-
-/// Idle connections use all descriptors that the process may open. Later clients wait.
-#[test]
-fn a_server_without_free_descriptors_lets_clients_wait() {
-    let folder = Folder::new("failures");
-    let command = under(Some("prlimit --nofile=64"), &folder);
-    let server = Listener::start(command, &["--offline"], &folder.0).map_err(|why| why.1).unwrap();
-    let before = server.said();
-    let idle: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(server.at).unwrap()).collect();
-    waits_for(Duration::from_secs(10), || server.said().len() > before.len());
-    let (client, person) = std::thread::scope(|scope| {
-        let asking = scope.spawn(|| server.token(""));
-        std::thread::sleep(Duration::from_secs(1));
-        assert!(!asking.is_finished(), "it was answered with no file left");
-        let person = server.lines(&before);
-        drop(idle);
-        (asking.join().unwrap(), person)
-    });
-    let part = "Clients and the session";
-    let case = "idle connections take all open files";
-    let recovers = "yes: who comes waits, and is answered when connections end";
-    Happened { part, case, client, person, recovers }.is_on_the_page();
 }
 
 /// A test makes every row, and every case of a test has a row.

@@ -24,6 +24,8 @@ mod engine;
 mod engine_calls;
 mod explain;
 mod failures;
+mod failures_machine;
+mod failures_upstreams;
 mod federation;
 mod figures;
 mod fuzz;

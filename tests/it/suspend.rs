@@ -24,7 +24,8 @@ const MIDDLE: &str = "middle@sa-project.iam.gserviceaccount.com";
 const RUNNER: &str = "runner@my-project.iam.gserviceaccount.com";
 const AWS: (&str, &str) = ("AKIDEXAMPLE", "canary-aws-secret-key");
 
-/// `CLOCK_AHEAD` names a file with a number of seconds, which the library reads again at every call.
+/// `CLOCK_AHEAD` names a file with two numbers of seconds, for the time of day and for the monotonic clock. The
+/// library reads them again at every call.
 const CLOCK: &str = r#"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -37,19 +38,20 @@ static const char *ahead;
 __attribute__((constructor)) static void open_it(void) {
     const char *name = getenv("CLOCK_AHEAD");
     int file = name ? open(name, O_RDONLY | O_CLOEXEC) : -1;
-    void *mapped = file < 0 ? MAP_FAILED : mmap(0, 16, PROT_READ, MAP_SHARED, file, 0);
+    void *mapped = file < 0 ? MAP_FAILED : mmap(0, 32, PROT_READ, MAP_SHARED, file, 0);
     if (mapped != MAP_FAILED) ahead = mapped;
 }
 int clock_gettime(clockid_t clock, struct timespec *at) {
     int outcome = syscall(SYS_clock_gettime, clock, at);
     if (outcome == 0 && clock == CLOCK_REALTIME && ahead) at->tv_sec += atoll(ahead);
+    if (outcome == 0 && clock == CLOCK_MONOTONIC && ahead) at->tv_sec += atoll(ahead + 16);
     return outcome;
 }
 "#;
 
 /// The library, built once per test process; the next process replaces it. A machine that links Rust programs
 /// can compile C.
-fn library() -> &'static Path {
+pub(crate) fn library() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
         let place = |name: &str| Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -85,6 +87,13 @@ struct Fixture {
     issuer: Issuer,
 }
 
+/// Moves the clocks of a program with the [`library`]. The file is written in place, because it is mapped; blanks
+/// after a number are ignored.
+pub(crate) fn set_clocks(file: &Path, wall: i64, monotonic: i64) {
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(file).unwrap();
+    file.write_all_at(format!("{wall:<15}\n{monotonic:<15}\n").as_bytes(), 0).unwrap();
+}
+
 impl Fixture {
     fn new() -> Self {
         let (fake, issuer) = (Federation::start(), Issuer::es256("https://tokens.example"));
@@ -109,11 +118,8 @@ impl Fixture {
         &self.fake.google
     }
 
-    /// Written in place, because the file is mapped; blanks after the number are ignored.
     fn ahead(&self, seconds: i64) {
-        let path = self.path("ahead");
-        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
-        file.write_all_at(format!("{seconds:<15}\n").as_bytes(), 0).unwrap();
+        set_clocks(&self.path("ahead"), seconds, 0);
     }
 
     /// The current subject token for every source. It lives for five minutes from now on.
@@ -137,7 +143,7 @@ impl Fixture {
         // A process that sees the moved clock itself has the library in `LD_PRELOAD`.
         let text = format!(
             "#!/bin/sh\necho run >> {runs}\nNUMBER=$(wc -l < {runs})\nNOW=$(date +%s)\n\
-             [ -n \"$LD_PRELOAD\" ] || NOW=$(( NOW + $(cat {ahead}) ))\nEND=$(( NOW + 1800 ))\n\
+             [ -n \"$LD_PRELOAD\" ] || NOW=$(( NOW + $(head -n 1 {ahead}) ))\nEND=$(( NOW + 1800 ))\n\
              cat <<END_OF_IT\n{answer}\nEND_OF_IT\n",
             runs = runs.display(),
             ahead = ahead.display(),

@@ -13,6 +13,7 @@ pub(crate) mod fake_google;
 pub(crate) mod fake_storage;
 pub(crate) mod far_engine;
 pub(crate) mod federation;
+pub(crate) mod front;
 pub(crate) mod golden;
 pub(crate) mod issuer;
 pub(crate) mod listening;

@@ -12,7 +12,8 @@ use crate::support::session::{Folder, Session, program, raw, task_image};
 const ENGINE: &str = "Engine";
 const CONTAINERS: &str = "Containers and their network";
 const COMMAND: &str = "Clients and the session";
-const ENDED: &str = "nothing is left to recover";
+const ENDED: &str = "no: the session has ended";
+const UNAFFECTED: &str = "not needed: tokens are served all the time";
 const BY_ITSELF: &str = "yes";
 
 fn steady(word: &str) -> String {
@@ -108,7 +109,7 @@ fn a_session_that_was_killed() {
     let next = Session::offline("", &["--all"]);
     let person = lines(&next.said());
     assert_eq!(sleeper(&next).asks().1, 200);
-    let case = "a session is killed: what the next one says";
+    let case = "a session is killed, and the next one starts";
     let recovers = "yes: the next session removes the network and the relay";
     Happened { part: CONTAINERS, case, client, person, recovers }.is_on_the_page();
 }
@@ -145,7 +146,7 @@ fn an_engine_that_is_paused() {
     until("the container is answered again", Duration::from_secs(30), || first(asks()).contains("200"));
     let person = since(&session, &before);
     let case = "the engine is paused for 20 s";
-    let client = "200 once the engine goes on".into();
+    let client = "200 once the engine runs again".into();
     Happened { part: ENGINE, case, client, person, recovers: BY_ITSELF }.is_on_the_page();
 }
 
@@ -186,7 +187,7 @@ fn commands_that_end_in_other_ways() {
         ("the command exits with 255", "exit 255", 0),
         ("the command is killed", "kill -9 $$", 0),
         ("the command leaves a process behind", "setsid sleep 5 >/dev/null 2>&1 & exit 0", 0),
-        ("the command ignores SIGTERM, sent twice", twice.as_str(), 2),
+        ("SIGTERM is sent twice", twice.as_str(), 2),
     ] {
         let (code, person) = command(script, |pid| {
             for _ in 0..interrupts {
@@ -216,6 +217,5 @@ fn connections_that_stay_idle() {
     let person = since(&session, &before);
     let client = format!("{status} for every other container");
     let case = "a container opens 1 000 connections and sends nothing";
-    Happened { part: COMMAND, case, client, person, recovers: "there is nothing to recover from" }
-        .is_on_the_page();
+    Happened { part: COMMAND, case, client, person, recovers: UNAFFECTED }.is_on_the_page();
 }
