@@ -86,7 +86,7 @@ async fn prove(session: &MetadataNetwork, at: SocketAddrV4, paths: &Paths) -> Re
     let path: Path = paths.take().ok_or("the system has no random numbers")?;
     let below = format!("/{}", path.segment());
     let failed = |error: EngineError| format!("no container could be run there: {error}");
-    let container = engine.make_probe(&session.image, at, None, Some(&below)).await.map_err(failed)?;
+    let container = engine.make_probe(&session.image.id, at, None, Some(&below)).await.map_err(failed)?;
     let ran = tokio::time::timeout(PROOF_WITHIN, engine.run_to_end(&container)).await;
     let removed = engine.remove(&container).await;
     if let Err(error) = removed {

@@ -19,7 +19,7 @@ use crate::lifecycle::{Granting, Lifecycle, SessionNetworks};
 use crate::process::Tasks;
 use crate::server::Server;
 use crate::server::views::Views;
-use crate::session::{EnginePlan, MetadataNetwork};
+use crate::session::{EnginePlan, LoadedImage, MetadataNetwork};
 
 /// What callers see, with the addresses at which they ask.
 pub(super) fn views(
@@ -67,8 +67,9 @@ impl RelayKeeper {
     /// Serves a relay's tunnel, and those of its replacements, until the session stops.
     pub(super) async fn keep(self, metadata: Arc<MetadataNetwork>, tunnel: Tunnel) {
         let (proxy, name) = (self.proxy, metadata.relay_name.clone());
-        let renewed = move |id: &str| {
+        let renewed = move |id: &str, image: &LoadedImage| {
             proxy.recorder.metrics().relay_replaced();
+            proxy.reserved.put(ReservedKind::Image, &image.id, &image.name);
             proxy.reserved.put(ReservedKind::Container, id, &name);
             proxy.cells.iter().for_each(|cells| cells.renewed(id));
         };

@@ -80,7 +80,7 @@ pub(super) fn wiring(metadata: &MetadataNetwork, credentials: &Credentials, conf
 
 pub(super) fn reserved(metadata: &MetadataNetwork, tunnel: &Tunnel) -> Reserved {
     let reserved = Reserved::default();
-    reserved.put(ReservedKind::Image, &metadata.image, &metadata.image_name);
+    reserved.put(ReservedKind::Image, &metadata.image.id, &metadata.image.name);
     reserve(&reserved, metadata, tunnel);
     reserved
 }

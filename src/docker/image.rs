@@ -135,6 +135,15 @@ impl Engine {
         Ok(found)
     }
 
+    /// Whether the engine has the image with this id.
+    pub async fn has_image(&self, id: &str) -> Result<bool, EngineError> {
+        match self.inspect_image(id).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_gone() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn inspect_image(&self, reference: &str) -> Result<Value, EngineError> {
         self.get("inspect image", &format!("/images/{}/json", segment(reference))).await
     }

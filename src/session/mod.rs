@@ -6,17 +6,17 @@
 
 mod networks;
 mod relay_image;
+mod replacing;
 mod sweep;
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::config::{AttachMode, Pool, RelaySource};
 use crate::console::Console;
@@ -29,9 +29,10 @@ use crate::docker::{Engine, EngineError};
 use crate::failure::{Reason, Remedy};
 use crate::process::Tasks;
 use crate::readiness::Listening;
-use crate::server::{Server, TunnelEnd};
+use crate::server::TunnelEnd;
 
 pub use networks::try_range;
+pub use relay_image::LoadedImage;
 
 /// How long the path container - relay - host may take to work at the start.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -74,9 +75,8 @@ pub struct MetadataNetwork {
     pub known: KnownMembers,
     /// Where the relay listens.
     pub listening: Listening,
-    /// The relay's image and container name: reserved, like its id.
-    pub image: String,
-    pub image_name: String,
+    /// The image and the name of the relay's container: reserved, like its id.
+    pub image: LoadedImage,
     pub relay_name: String,
     /// Pool addresses that are in use already, on a network that was taken over.
     taken: Vec<Ipv4Addr>,
@@ -99,24 +99,24 @@ impl MetadataNetwork {
     ) -> Result<(Self, Tunnel), EngineError> {
         // The lock covers the image too: a session of another build removes older images that are not in use
         // yet.
-        let _lock = lock(&wanted.sockets.join("lock")).await?;
-        let (image, image_name) = relay_image::ensure(&engine, wanted.relay, console).await?;
+        let lock_file = wanted.sockets.join("lock");
+        let _lock = lock(&lock_file).await?;
+        let image = LoadedImage::load(&engine, wanted.relay, lock_file, console).await?;
         let left = console
             .while_slow(
                 "looking whether sessions that do not answer are dead",
                 sweep::sweep(&engine, wanted.sockets, console),
             )
             .await?;
-        let images = (image, image_name);
         if let Some(segment) = networks::segment(&engine, wanted, console).await? {
-            return Self::on_segment(engine, segment, images).started().await;
+            return Self::on_segment(engine, segment, image).started().await;
         }
         let mut ranges = wanted.cells.map(|range| networks::cell_ranges(range, wanted.session));
         let (network, pool) = match &mut ranges {
             Some(ranges) => networks::own_network(&engine, wanted, ranges, console).await?,
             None => networks::network(&engine, wanted, left, console).await?,
         };
-        Self::on_network(engine, (network, pool), ranges, wanted.aws, images, console).await?.started().await
+        Self::on_network(engine, (network, pool), ranges, wanted.aws, image, console).await?.started().await
     }
 
     /// Makes the second network, and starts its relay, for containers that cannot have their address on this
@@ -128,15 +128,14 @@ impl MetadataNetwork {
     ) -> Result<(Self, Tunnel), EngineError> {
         let _lock = lock(&wanted.sockets.join("lock")).await?;
         let network = networks::network(&self.engine, wanted, vec![], console).await?;
-        let images = (self.image.clone(), self.image_name.clone());
-        let mut second =
-            Self::on_network(self.engine.clone(), network, None, wanted.aws, images, console).await?;
+        let (engine, image) = (self.engine.clone(), self.image.clone());
+        let mut second = Self::on_network(engine, network, None, wanted.aws, image, console).await?;
         second.relay_name += "-second";
         second.known = self.known.clone();
         second.started().await
     }
 
-    fn on_segment(engine: Engine, segment: Segment, (image, image_name): (String, String)) -> Self {
+    fn on_segment(engine: Engine, segment: Segment, image: LoadedImage) -> Self {
         let network = segment.network().clone();
         Self {
             relay_name: format!("kfp-creds-relay-{}", network.session),
@@ -151,7 +150,6 @@ impl MetadataNetwork {
             engine,
             network,
             image,
-            image_name,
         }
     }
 
@@ -160,7 +158,7 @@ impl MetadataNetwork {
         (network, pool): (Network, Pool),
         ranges: Option<VecDeque<Pool>>,
         aws: bool,
-        (image, image_name): (String, String),
+        image: LoadedImage,
         console: &Console,
     ) -> Result<Self, EngineError> {
         let taken = engine.addresses_on(&network.id).await?;
@@ -189,13 +187,12 @@ impl MetadataNetwork {
             taken,
             ranges,
             image,
-            image_name,
         })
     }
 
     /// Starts the first relay; removes the network if that fails.
     async fn started(self) -> Result<(Self, Tunnel), EngineError> {
-        match self.start_relay().await {
+        match self.start_relay(&self.image).await {
             Ok(tunnel) => Ok((self, tunnel)),
             Err(error) => {
                 if self.is_ours() {
@@ -211,7 +208,7 @@ impl MetadataNetwork {
         !self.segment.as_ref().is_some_and(Segment::is_default_bridge)
     }
 
-    async fn start_relay(&self) -> Result<Tunnel, EngineError> {
+    async fn start_relay(&self, image: &LoadedImage) -> Result<Tunnel, EngineError> {
         let on = match (&self.segment, &self.ranges) {
             (Some(segment), _) if segment.is_default_bridge() => ListensOn::DefaultBridge,
             (Some(_), _) => ListensOn::OwnBridge,
@@ -220,7 +217,7 @@ impl MetadataNetwork {
         };
         let more = self.container_credentials.then_some(CONTAINER_CREDENTIALS);
         let listens = Listens { at: self.relay, more, on };
-        self.engine.start_relay(&self.image, &self.network, &self.relay_name, listens, &self.known).await
+        self.engine.start_relay(&image.id, &self.network, &self.relay_name, listens, &self.known).await
     }
 
     /// The end of its relay's tunnel, for the server.
@@ -239,55 +236,6 @@ impl MetadataNetwork {
             Cells::new(engine, session, ranges.into_iter(), &relay.container, listening, tasks.clone());
         tasks.spawn("cells", cells.clone().keep_ready());
         Some(cells)
-    }
-
-    /// Serves the tunnel and replaces the relay whenever it dies, until the session stops. Calls `renewed`
-    /// with the id of every relay after the first.
-    pub async fn keep_relay(
-        self: Arc<Self>,
-        server: Arc<Server>,
-        first: Tunnel,
-        tasks: Tasks,
-        console: Console,
-        renewed: impl Fn(&str) + Send + 'static,
-    ) -> Result<(), EngineError> {
-        let mut tunnel = first;
-        loop {
-            let relay = tunnel.container.clone();
-            tokio::select! {
-                () = tasks.stop().cancelled() => return Ok(()),
-                () = server.clone().serve_tunnel(tunnel.io, self.tunnel_end()) => {}
-            }
-            let died = Instant::now();
-            tracing::debug!(relay, "the relay is gone; starting another");
-            tunnel = self.replace_relay(&relay, &tasks).await?;
-            renewed(&tunnel.container);
-            console
-                .notice(format!("the relay died and was replaced after {} ms", died.elapsed().as_millis()));
-        }
-    }
-
-    /// Removes the old relay first: the new one needs its address and its name.
-    async fn replace_relay(&self, old: &str, tasks: &Tasks) -> Result<Tunnel, EngineError> {
-        let deadline = Instant::now() + BACK_WITHIN;
-        loop {
-            let attempt = async {
-                let _ = self.engine.remove(old).await;
-                self.known.remove(old);
-                self.start_relay().await
-            };
-            // An engine that is shutting down may leave a call unanswered.
-            let error = match timeout_at(deadline, attempt).await {
-                Ok(Ok(tunnel)) => return Ok(tunnel),
-                Ok(Err(error)) => error,
-                Err(_) => EngineError::silent("start the relay"),
-            };
-            if Instant::now() > deadline || tasks.stop().is_cancelled() {
-                return Err(error);
-            }
-            tracing::debug!(%error, "no relay yet");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
     }
 
     /// Waits until a request has come all the way from the container network to this process.

@@ -1,6 +1,6 @@
 //! The image from which a session starts its relay.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::RelaySource;
 use crate::console::{Console, Line};
@@ -9,8 +9,45 @@ use crate::failure::Reason;
 
 const WHAT: &str = "make the relay image";
 
+/// The relay's image at the engine, and where it comes from.
+#[derive(Clone, Debug)]
+pub struct LoadedImage {
+    pub id: String,
+    pub name: String,
+    from: RelaySource,
+    /// The lock of starts.
+    lock: PathBuf,
+}
+
+impl LoadedImage {
+    /// Loads the image if the engine does not have it; the caller holds `lock`.
+    pub(super) async fn load(
+        engine: &Engine,
+        from: &RelaySource,
+        lock: PathBuf,
+        console: &Console,
+    ) -> Result<Self, EngineError> {
+        let (id, name) = ensure(engine, from, console).await?;
+        Ok(Self { id, name, from: from.clone(), lock })
+    }
+
+    /// Loads the image again if somebody has removed it; false if the engine has it.
+    pub(super) async fn load_again(
+        &mut self,
+        engine: &Engine,
+        console: &Console,
+    ) -> Result<bool, EngineError> {
+        if engine.has_image(&self.id).await? {
+            return Ok(false);
+        }
+        let _lock = super::lock(&self.lock).await?;
+        (self.id, self.name) = ensure(engine, &self.from, console).await?;
+        Ok(true)
+    }
+}
+
 /// The image's id and name, once the engine has it.
-pub(super) async fn ensure(
+async fn ensure(
     engine: &Engine,
     from: &RelaySource,
     console: &Console,

@@ -112,7 +112,7 @@ async fn probe(opened: &Session, identity: Arc<Identity>) -> Result<String, Fail
         Attachment::Linked(address) => (metadata.relay, Some(address)),
         Attachment::Shared | Attachment::Loopback(_) => (metadata.relay, None),
     };
-    let made = engine.make_probe(&metadata.image, SocketAddrV4::new(relay, 80), linked, None).await?;
+    let made = engine.make_probe(&metadata.image.id, SocketAddrV4::new(relay, 80), linked, None).await?;
     let container = ContainerId::parse(&made)
         .ok_or_else(|| Failure::Engine(format!("{made} is not a container id").into()))?;
     let task = Arc::new(Task { image: "probe".into(), ..Task::default() });

@@ -3,11 +3,13 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::engine::attacks::network_of;
 use crate::engine::terminal::normal;
+use crate::support::delayed_engine::DelayedEngine;
 use crate::support::failures::Happened;
-use crate::support::raw::{Container, Internal, until};
+use crate::support::raw::{Container, Internal, TOKEN, address, ask, token, until};
 use crate::support::second_engine::{IMAGE, SecondEngine};
-use crate::support::session::{Folder, Session, program, raw, task_image};
+use crate::support::session::{Folder, Session, docker_at, engine_socket, program, raw, task_image};
 
 const ENGINE: &str = "Engine";
 const CONTAINERS: &str = "Containers and their network";
@@ -127,6 +129,178 @@ fn a_relay_that_is_killed() {
     let (case, client) =
         ("the relay is killed, as when memory is short", "200 once the relay is back".into());
     Happened { part: CONTAINERS, case, client, person, recovers: BY_ITSELF }.is_on_the_page();
+}
+
+/// Kills the relay, and pauses the session during `change`.
+fn without_relay(session: &Session, change: impl FnOnce()) {
+    let signal = |name: &str| {
+        assert!(Command::new("kill").args([name, &session.pid().to_string()]).status().unwrap().success());
+    };
+    signal("-STOP");
+    raw(&["kill", &relay(session)]);
+    change();
+    signal("-CONT");
+}
+
+#[test]
+fn a_session_network_that_is_removed() {
+    let session = Session::offline("", &["--all"]);
+    let network = crate::support::raw::network(&session).0;
+    let before = session.said();
+    without_relay(&session, || {
+        until("the network is gone", Duration::from_secs(10), || {
+            docker_at(&engine_socket(), &["network", "rm", &network]).status.success()
+        });
+    });
+    session.wait_for("does not come back", Duration::from_secs(45));
+    let person = since(&session, &before).replace("docker …; says", "docker info says");
+    let (code, _) = session.left();
+    assert_eq!(sleeper(&Session::offline("", &["--all"])).asks().1, 200);
+    let client = format!("no answer: exit code {}", code.unwrap());
+    let case = "the session's network is removed, and the relay ends";
+    let recovers = "no: start the session again";
+    Happened { part: CONTAINERS, case, client, person, recovers }.is_on_the_page();
+}
+
+/// Somebody removes the image, as `docker system prune --all --force` does while the relay does not run.
+#[test]
+fn a_relay_image_that_is_removed() {
+    let session = Session::offline("", &["--all"]);
+    let attached = sleeper(&session);
+    assert_eq!(attached.asks().1, 200);
+    let image = raw(&["inspect", "-f", "{{.Image}}", &relay(&session)]);
+    let tag = raw(&["image", "inspect", "-f", "{{index .RepoTags 0}}", &image]);
+    let before = session.said();
+    raw(&["rmi", "-f", &tag]);
+    // The engine keeps an image without a name as long as the relay runs.
+    without_relay(&session, || {
+        until("the image is gone", Duration::from_secs(10), || {
+            docker_at(&engine_socket(), &["rmi", "-f", &image]);
+            !docker_at(&engine_socket(), &["image", "inspect", &image]).status.success()
+        });
+    });
+    session.wait_for("the relay died", Duration::from_secs(40));
+    until("the relay is back", Duration::from_secs(20), || attached.asks().1 == 200);
+    let person = since(&session, &before);
+    assert_eq!(raw(&["image", "inspect", "-f", "{{.Id}}", &tag]), image, "the same image, by the same name");
+    let (case, client) =
+        ("the relay's image is removed, and the relay ends", "200 once the relay is back".into());
+    let recovers = "yes: the session loads the image again";
+    Happened { part: CONTAINERS, case, client, person, recovers }.is_on_the_page();
+}
+
+/// Two identities, by the label `task`.
+const BY_LABEL: &str = "[identity.reader]\nservice_account = \"reader@p.iam.gserviceaccount.com\"\n\
+    [[rule]]\nlabels = { task = \"reader\" }\nidentity = \"reader\"\n\
+    [identity.writer]\nservice_account = \"writer@p.iam.gserviceaccount.com\"\n\
+    [[rule]]\nlabels = { task = \"writer\" }\nidentity = \"writer\"\n";
+
+fn task(session: &Session, name: &str) -> Container {
+    let (label, image) = (format!("task={name}"), task_image());
+    Container(session.ok(&["run", "-d", "--stop-timeout", "1", "--label", &label, &image, "sleep", "120"]))
+}
+
+/// Puts another container at the address of one that ends; the session is told of the second at once, and
+/// only much later of the end of the first. The first answer to the second, and the second.
+fn heir_of(first: &Container, between: &DelayedEngine, at: &str, option: &str) -> (String, Container) {
+    // Podman uses `remove` for `destroy`.
+    for action in ["die", "disconnect", "destroy", "remove"] {
+        between.hold(action, &first.0, Duration::from_secs(8));
+    }
+    let url = format!("http://{}/{TOKEN}", first.exec("echo $GCE_METADATA_IP"));
+    let asks = format!("curl -s -m 4 -w '\\nHTTP %{{http_code}}\\n' -H Metadata-Flavor:Google {url}");
+    let script = format!("for n in $(seq 20); do {asks}; sleep 0.1; done");
+    let (network, image) = (network_of(&first.0), task_image());
+    let heir =
+        Container::raw(&["--network", &network, option, at, &image, "timeout", "5", "sh", "-c", &script]);
+    raw(&["kill", &first.0]);
+    until("the address is free", Duration::from_secs(5), || {
+        docker_at(&engine_socket(), &["start", &heir.0]).status.success()
+    });
+    raw(&["wait", &heir.0]);
+    assert!(between.place("die", &first.0).is_none(), "the session was told of the end already");
+    let told = raw(&["logs", &heir.0]);
+    assert!(!told.contains("access_token"), "{told}");
+    assert!(told.matches("HTTP 503").count() > 1 && !told.contains("HTTP 2"), "{told}");
+    let (body, status) = told.split_once("\nHTTP ").unwrap();
+    (format!("{} {body}", status.lines().next().unwrap()), heir)
+}
+
+#[test]
+fn an_address_that_changes_hands_before_the_events() {
+    let folder = Folder::new("between");
+    let between = DelayedEngine::start(&folder.0, &engine_socket());
+    let host = format!("unix://{}", between.socket.display());
+    let session = |network: &str| {
+        let config = format!("{BY_LABEL}[network]\n{network}");
+        Session::start(&config, &["--offline", "--all"], &[("DOCKER_HOST", &host)])
+    };
+    let reader = |session: &Session| {
+        let first = task(session, "reader");
+        assert_eq!(token(&first.exec(&ask()))["email"], "reader@p.iam.gserviceaccount.com");
+        let at = address(session, &first);
+        (first, at)
+    };
+    // The engine lets two containers have one link-local address.
+    let on_bridge = session("attach = \"own\"\n");
+    let (first, at) = reader(&on_bridge);
+    heir_of(&first, &between, &at, "--link-local-ip");
+    drop((first, on_bridge));
+
+    let session = session("attach = \"second\"\npool = \"10.219.39.0/28\"\n");
+    let image = task_image();
+    // All addresses but one.
+    let _held: Vec<Container> = (0..9).map(|_| Container(session.ok(&["create", &image, "true"]))).collect();
+    let (first, at) = reader(&session);
+    let before = session.said();
+    let (client, heir) = heir_of(&first, &between, &at, "--ip");
+    drop(heir);
+    until("the end is told", Duration::from_secs(15), || between.place("die", &first.0).is_some());
+    session.wait_for("ended  ", Duration::from_secs(5));
+    let person = since(&session, &before);
+    raw(&["rm", &first.0]);
+    until("the address is free", Duration::from_secs(15), || {
+        let made = session.docker(&["create", "--rm", "--label", "task=writer", &image, "sleep", "60"]);
+        let next = Container(String::from_utf8_lossy(&made.stdout).trim().into());
+        made.status.success() && {
+            session.ok(&["start", &next.0]);
+            assert_eq!(address(&session, &next), at);
+            let claims = token(&next.exec(&ask()));
+            assert_eq!(claims["email"], "writer@p.iam.gserviceaccount.com");
+            claims["container"] == next.0
+        }
+    });
+    let case = "an address has its next container before the end of the last one is told";
+    let recovers = "yes: the session's next container there has its own token";
+    Happened { part: CONTAINERS, case, client, person, recovers }.is_on_the_page();
+}
+
+#[test]
+fn a_container_that_cannot_start() {
+    let config = "[network]\nattach = \"second\"\npool = \"10.219.38.0/28\"\n";
+    let session = Session::offline(config, &["--all"]);
+    let image = task_image();
+    // All addresses but one.
+    let _held: Vec<Container> = (0..9).map(|_| Container(session.ok(&["create", &image, "true"]))).collect();
+    let stays = Container::of(&session, &[&image, "no-such-command"]);
+    assert!(!session.docker(&["start", &stays.0]).status.success());
+    let refused = session.docker(&["create", &image, "true"]);
+    assert!(!refused.status.success(), "its address is free although it may start again");
+    session.ok(&["rm", &stays.0]);
+    session.wait_for("ended  ", Duration::from_secs(5));
+    let before = session.said();
+    let failed = session.docker(&["run", "--rm", &image, "no-such-command"]);
+    let person = since(&session, &before);
+    let plain = docker_at(&engine_socket(), &["run", "--rm", "--network", "none", &image, "no-such-command"]);
+    let said = |out: &std::process::Output| String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(said(&failed).contains("no-such-command"), "{}", said(&failed));
+    assert_eq!((failed.status.code(), said(&failed)), (plain.status.code(), said(&plain)));
+    let next = sleeper(&session);
+    assert_eq!((next.asks().1, address(&session, &next).as_str()), (200, "10.219.38.10"));
+    let case = "a container with an identity cannot start";
+    let client = format!("exit code {}, and the engine's own message", failed.status.code().unwrap());
+    let recovers = "yes: its address is free again once it is removed";
+    Happened { part: CONTAINERS, case, client, person, recovers }.is_on_the_page();
 }
 
 #[test]
