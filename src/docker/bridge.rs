@@ -67,7 +67,7 @@ pub fn ids(list: &Value) -> Vec<String> {
     items(list).filter_map(|found| Some(found["Id"].as_str()?.into())).collect()
 }
 
-/// The link-local addresses of a listed container on the default bridge, as its create request set them.
+/// The link-local addresses of an inspected container on the default bridge, as its create request set them.
 fn link_local_on_default(found: &Value) -> impl Iterator<Item = Ipv4Addr> {
     let endpoint = &found["NetworkSettings"]["Networks"][DEFAULT_BRIDGE];
     strings(&endpoint["IPAMConfig"]["LinkLocalIPs"]).filter_map(|address| address.parse().ok())
@@ -151,8 +151,17 @@ impl Engine {
 
     /// Whether a container that runs on the default bridge has this link-local address there.
     pub async fn has_on_default_bridge(&self, address: Ipv4Addr) -> Result<bool, EngineError> {
-        let found = self.list("network", DEFAULT_BRIDGE, false).await?;
-        Ok(found.iter().flat_map(link_local_on_default).any(|other| other == address))
+        // Engine 28 leaves the link-local addresses out of its lists.
+        for id in
+            self.list("network", DEFAULT_BRIDGE, false).await?.iter().filter_map(|found| found["Id"].as_str())
+        {
+            match self.inspect(id).await {
+                Ok(found) if link_local_on_default(&found).any(|other| other == address) => return Ok(true),
+                Err(error) if !error.is_gone() => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(false)
     }
 
     /// Takes the link-local address from a stopped container on the default bridge.
