@@ -20,7 +20,6 @@ use super::reserved::{ReservedKind, captures};
 use super::state::Proxy;
 use super::upgrade::{Raw, forward_raw, upgrade};
 use super::{json, podman};
-use crate::docker::bridge::DEFAULT_BRIDGE;
 use crate::json::fields;
 use crate::workload::ContainerId;
 
@@ -65,9 +64,11 @@ impl Proxy {
                 self.refuse_reserved(&Route::Commit, &target).await?;
                 self.commit(parts, &target, body).await
             }
-            Route::Network { ref name, ref action } if action == "connect" && !looks => {
+            Route::Network { ref name, ref action }
+                if matches!(action.as_str(), "connect" | "disconnect") && !looks =>
+            {
                 self.refuse_reserved(&route, &target).await?;
-                self.network_connect(parts, &target, body, name).await
+                self.network_change(parts, &target, body, name, action).await
             }
             Route::NetworkCreate if !looks => self.network_create(parts, target, body).await,
             Route::Container { name, action } => {
@@ -168,6 +169,7 @@ impl Proxy {
                     "a privileged exec in {id} could take a neighbour's identity; run it without --privileged"
                 )));
             }
+            self.places.judge_privileged_exec(&id).await?;
             target = target.with_container(id.as_str(), "exec");
         }
         let uri = target.uri().map_err(Refusal::malformed)?;
@@ -278,12 +280,13 @@ impl Proxy {
         self.engine.forward(rewritten(parts, &body), uri, None).await
     }
 
-    async fn network_connect(
+    async fn network_change(
         &self,
         parts: Parts,
         target: &ApiTarget,
         body: Incoming,
         network: &str,
+        action: &str,
     ) -> Result<Reply, Refusal> {
         let mut body = json::parse(&collect(body).await?).map_err(Refusal::malformed)?;
         json::canonical(&mut body, json::CONNECT).map_err(Refusal::malformed)?;
@@ -293,7 +296,12 @@ impl Proxy {
             ));
         }
         let named = body["Container"].as_str().unwrap_or_default();
-        if network == DEFAULT_BRIDGE
+        // With `link-local` the relay is on the default bridge, which is not reserved.
+        if self.lookups.is_ours(ReservedKind::Container, named).await? {
+            return Err(Refusal::forbidden(format!("container {named} is reserved")));
+        }
+        if action == "connect"
+            && self.places.is_shared_bridge(network)
             && let Some(id) = self.lookups.locate(named).await?
         {
             self.places.judge_neighbour(&id, true).await?;

@@ -126,6 +126,24 @@ impl AttachmentChooser {
         Ok(found.is_some_and(|found| could_forge(&found["HostConfig"])))
     }
 
+    /// Whether a client that names `network` means the default bridge, and containers with an identity have
+    /// their addresses there. The engine also accepts the id, and the beginning of it.
+    pub(super) fn is_shared_bridge(&self, network: &str) -> bool {
+        let shared = self.settings.segment.as_ref().filter(|segment| segment.is_default_bridge());
+        shared.is_some_and(|segment| DEFAULT.contains(&network) || segment.network().id.starts_with(network))
+    }
+
+    /// Whether the container is on such a bridge, or joins the network of one that is.
+    async fn is_beside_others(&self, found: &Value) -> Result<bool, Refusal> {
+        let mode = found["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
+        let joined = match mode.strip_prefix("container:") {
+            Some(other) => self.lookups.container(other).await?,
+            None => None,
+        };
+        let networks = &joined.as_ref().unwrap_or(found)["NetworkSettings"]["Networks"];
+        Ok(fields(networks).any(|(name, _)| self.is_shared_bridge(name)))
+    }
+
     /// Refuses a container that is about to run on the default bridge, if containers with an identity have
     /// their addresses there and it could forge them.
     pub(super) async fn judge_neighbour(&self, id: &ContainerId, joins: bool) -> Result<(), Refusal> {
@@ -134,9 +152,20 @@ impl AttachmentChooser {
             return Ok(());
         }
         let Some(found) = self.lookups.container(id.as_str()).await? else { return Ok(()) };
-        let on = joins || found["NetworkSettings"]["Networks"].get(DEFAULT_BRIDGE).is_some();
-        match on && could_forge(&found["HostConfig"]) {
+        match could_forge(&found["HostConfig"]) && (joins || self.is_beside_others(&found).await?) {
             true => Err(could_forge_refusal(id.as_str())),
+            false => Ok(()),
+        }
+    }
+
+    /// A privileged exec can forge, whatever its container dropped.
+    pub(super) async fn judge_privileged_exec(&self, id: &ContainerId) -> Result<(), Refusal> {
+        if !self.is_shared_bridge(DEFAULT_BRIDGE) {
+            return Ok(());
+        }
+        let Some(found) = self.lookups.container(id.as_str()).await? else { return Ok(()) };
+        match self.is_beside_others(&found).await? {
+            true => Err(could_forge_refusal(&format!("a privileged exec in {id}"))),
             false => Ok(()),
         }
     }
@@ -144,11 +173,9 @@ impl AttachmentChooser {
     /// The same check for the create of a container without an identity. If only its start were refused, the
     /// container would be left behind, and the docker command line would wait for its removal.
     pub(super) fn judge_new_neighbour(&self, body: &Value) -> Result<(), Refusal> {
-        let shared = self.settings.segment.as_ref().is_some_and(Segment::is_default_bridge);
-        let named = |name: &str| DEFAULT.contains(&name);
-        let mode = named(body["HostConfig"]["NetworkMode"].as_str().unwrap_or_default());
-        let on = mode || endpoints(body).any(|(name, _)| named(name));
-        match shared && on && could_forge(&body["HostConfig"]) {
+        let mode = body["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
+        let on = self.is_shared_bridge(mode) || endpoints(body).any(|(name, _)| self.is_shared_bridge(name));
+        match on && could_forge(&body["HostConfig"]) {
             true => Err(could_forge_refusal("it")),
             false => Ok(()),
         }

@@ -341,6 +341,61 @@ fn a_stranger_that_could_forge_is_kept_from_a_shared_bridge() {
     drop((harmless, harmless_too));
 }
 
+/// Every way onto the default bridge, and into it.
+#[test]
+fn a_forger_finds_no_other_way_onto_a_shared_bridge() {
+    if is_podman() {
+        return; // Podman gives no link-local addresses
+    }
+    let rule = "[identity.one]\n[[rule]]\nlabels.kct = \"yes\"\nidentity = \"one\"\n";
+    let session = Session::offline(&format!("[network]\nattach = \"link-local\"\n{rule}"), &[]);
+    let attached = running(&session, &["--label", "kct=yes"]);
+    assert_eq!((networks(&attached), attached.asks().1), (vec!["bridge".to_string()], 200));
+    let (image, bridge) = (task_image(), raw(&["network", "inspect", "-f", "{{.Id}}", "bridge"]));
+    let refused = |arguments: &[&str]| {
+        let out = session.docker(arguments);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(!out.status.success() && said.contains("could forge addresses"), "{arguments:?}: {said}");
+    };
+    let apart = Internal::new();
+    let forger = Container(session.ok(&["run", "-d", "--network", &apart.0, &image, "sleep", "60"]));
+    for name in ["bridge", &bridge, &bridge[..12], &bridge[..7]] {
+        refused(&["create", "--network", name, &image, "true"]);
+        refused(&["network", "connect", name, &forger.0]);
+        // The engine alone takes each of these names.
+        drop(Container::raw(&["--network", name, &image, "true"]));
+    }
+    // What cannot forge may be there, but nobody who can forge may enter it.
+    let harmless = Container(session.ok(&["run", "-d", "--cap-drop", "NET_RAW", &image, "sleep", "60"]));
+    let joined = format!("container:{}", harmless.0);
+    let joins = Container::of(&session, &["--network", &joined, &image, "true"]);
+    refused(&["start", &joins.0]);
+    refused(&["exec", "--privileged", &harmless.0, "true"]);
+    session.ok(&["exec", &harmless.0, "true"]);
+    session.ok(&["exec", "--privileged", &forger.0, "true"]);
+    assert_eq!(attached.asks().1, 200, "{}", session.said());
+}
+
+/// Both would give their first containers the same address, and have relays at the same one.
+#[test]
+fn only_one_session_is_on_the_default_bridge() {
+    if is_podman() {
+        return; // Podman gives no link-local addresses
+    }
+    let (one, two) = (in_mode("link-local", &["--all"]), in_mode("link-local", &["--all"]));
+    assert!(
+        two.said().contains("another session has 169.254.169.254 on the default bridge"),
+        "{}",
+        two.said()
+    );
+    let (first, second) = (running(&one, &[]), running(&two, &[]));
+    assert_eq!(networks(&first), ["bridge"]);
+    assert_ne!(networks(&second), ["bridge"]);
+    for container in [&first, &second] {
+        assert_eq!(token(&container.exec(&ask()))["container"], container.0);
+    }
+}
+
 /// The answer that a container on the default bridge, past every session and with what the engine gives to all,
 /// gets from `server` as `victim`.
 fn forged(victim: &str, server: &str) -> String {
