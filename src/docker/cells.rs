@@ -208,7 +208,9 @@ impl Cells {
                 );
             }
         }
-        Err("kfp-creds could not make a network for it in time".into())
+        Err("kfp-creds could not make a network for it in 30 s, because the engine makes one after the other: create \
+             fewer containers at once"
+            .into())
     }
 
     /// Keeps networks ready until the session stops.

@@ -1,12 +1,16 @@
 //! `isolation = "network"`: what happens to the network of a single container.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
 
 use super::attacks::{STRICT, address, inspect, network_of, relay_of};
 use super::stress;
-use crate::support::raw::{Container, ask, token, until};
+use crate::support::raw::{Container, answer, ask, token, until};
 use crate::support::session::{
     Folder, Session, docker_at, engine_socket, is_podman, program, raw, task_image,
 };
@@ -190,6 +194,79 @@ fn no_attach_and_no_exit_code_is_lost_in_isolation() {
     let (_, said) = session.end();
     assert!(said.contains("session ended 48 attached, 48 ended, 48 tokens outstanding"), "{said}");
     assert!(networks(&name).is_empty(), "{said}");
+}
+
+/// `POST path` at the session, however long it takes: the status and the answer.
+fn post(session: &Session, path: &str, body: &str) -> (u16, String) {
+    let mut stream = UnixStream::connect(&session.socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(180))).unwrap();
+    let head = "Host: d\r\nConnection: close\r\nContent-Type: application/json";
+    let length = body.len();
+    write!(stream, "POST /v1.41/{path} HTTP/1.1\r\n{head}\r\nContent-Length: {length}\r\n\r\n{body}")
+        .unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    let status = reply.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let (_, answer) = reply.split_once("\r\n\r\n").unwrap_or_default();
+    (status.unwrap_or_else(|| panic!("no status: {reply:?}")), answer.into())
+}
+
+/// Creates and starts one container, and says how long the create took.
+fn one_more(session: &Session) -> Result<(Container, Duration), String> {
+    let from = Instant::now();
+    let body = json!({"Image": task_image(), "Cmd": ["sleep", "900"]}).to_string();
+    let (status, answer) = post(session, "containers/create", &body);
+    let made: Value = serde_json::from_str(&answer).unwrap_or_default();
+    let Some(id) = made["Id"].as_str() else { return Err(format!("{status} {answer}")) };
+    let (container, took) = (Container(id.into()), from.elapsed());
+    match post(session, &format!("containers/{id}/start"), "") {
+        (204, _) => Ok((container, took)),
+        (status, why) => Err(format!("{status} {why}")),
+    }
+}
+
+/// More than so many may not all be made before the last of them has waited too long.
+const AT_ONCE: usize = 100;
+
+/// 12 containers, or as many as `KFP_CREDS_TEST_STRESS` says: all are requested at once, and all run at once.
+#[test]
+fn containers_at_once_each_have_a_network_and_a_token() {
+    let count = std::env::var("KFP_CREDS_TEST_STRESS").map_or(12, |count| count.parse().unwrap());
+    let session = Session::offline(STRICT, &["--all"]);
+    let from = Instant::now();
+    let made: Vec<_> = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..count).map(|_| scope.spawn(|| one_more(&session))).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    let started = from.elapsed();
+    let (made, refused): (Vec<_>, Vec<_>) = made.into_iter().partition(Result::is_ok);
+    let made: Vec<_> = made.into_iter().map(Result::unwrap).collect();
+    assert!(made.len() >= count.min(AT_ONCE), "{refused:?}");
+    let refused: BTreeSet<String> = refused.into_iter().map(Result::unwrap_err).collect();
+    let longest = made.iter().map(|(_, took)| *took).max().unwrap_or_default();
+    eprintln!(
+        "{} of {count} run after {started:.1?}; the longest create took {longest:.1?}; {refused:?}",
+        made.len()
+    );
+    let used: BTreeSet<String> = made.iter().map(|(container, _)| network_of(&container.0)).collect();
+    let from = Instant::now();
+    let without: Vec<_> = made
+        .iter()
+        .filter(|(container, _)| {
+            let told = container.exec(&format!("{} || true", ask()));
+            answer(&told).1 != 200 || token(&told)["container"] != container.0
+        })
+        .collect();
+    eprintln!("all were asked in {:.1?}", from.elapsed());
+    assert!(without.is_empty(), "{without:?} have no token");
+    assert_eq!(used.len(), made.len());
+    let late = |why: &String| why.contains("create fewer containers at once");
+    assert!(made.len() == count || count > AT_ONCE && refused.iter().all(late), "{refused:?}");
+    drop(made);
+    let from = Instant::now();
+    let (code, said) = session.end();
+    eprintln!("the session ended after {:.1?}", from.elapsed());
+    assert_eq!(code, Some(0), "{said}");
 }
 
 #[test]
