@@ -245,7 +245,8 @@ pub(crate) fn program(folder: &Path) -> Command {
         .env("DOCKER_HOST", format!("unix://{}", engine_socket().display()))
         .env("NO_GCE_CHECK", "true")
         .current_dir(folder);
-    // To run the whole suite in one mode of `network.attach`.
+    // To run the whole suite in one mode of `network.attach`. In `link-local` only one test at a time
+    // (`NEXTEST_TEST_THREADS=1`): another one's container on the default bridge suspends the leases there.
     if let Ok(mode) = std::env::var("KFP_CREDS_TEST_ATTACH") {
         command.env("KFP_CREDS_ATTACH", mode);
     }

@@ -1,6 +1,7 @@
 //! What a hostile component, image or client of the proxy does to get the identity of another. Design
 //! decisions 6, 9, 22 and 23; `docs/security/threats.md` says which test covers which threat.
 
+use std::mem::ManuallyDrop;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::floods::{ATTACKER, attack, facts};
 use crate::support::proxy_fixture;
-use crate::support::raw::SECOND;
+use crate::support::raw::{Container, Internal, SECOND, until};
 use crate::support::session::{
     Folder, Session, docker_at, engine_socket, is_podman, program, raw, task_image,
 };
@@ -47,23 +48,40 @@ pub(super) fn inspect(container: &str) -> Value {
     if status == 404 { Value::Null } else { serde_json::from_str(&body).unwrap() }
 }
 
+/// The engine's default bridge: the network of a session with `network.attach = "link-local"`.
+pub(super) const DEFAULT: &str = "bridge";
+
 /// The name of the session's network and the relay's name and id.
 pub(super) fn ours(session: &Session) -> (String, String, String) {
     let name = session.socket.file_stem().unwrap().to_string_lossy().into_owned();
-    let label = format!("label=kfp-creds.session={name}");
-    let networks = raw(&["network", "ls", "--format", "{{.Name}}", "--filter", &label]);
-    // The networks of single containers have names that end in a number.
-    let network = networks.lines().min_by_key(|name| name.len()).unwrap().to_string();
     let relay = format!("kfp-creds-relay-{name}");
-    let id = inspect(&relay)["Id"].as_str().unwrap().to_string();
-    (network, relay, id)
+    let found = inspect(&relay);
+    // The networks of single containers have names that end in a number.
+    let networks = found["NetworkSettings"]["Networks"].as_object().unwrap().keys();
+    let network = networks.min_by_key(|name| name.len()).unwrap().clone();
+    (network, relay, found["Id"].as_str().unwrap().to_string())
 }
 
-/// The network of ours that a container is on.
+/// Whether the session's containers are on the default bridge, where others can be as well.
+pub(super) fn is_shared(session: &Session) -> bool {
+    ours(session).0 == DEFAULT
+}
+
+/// The link-local address that a container has on the network of this endpoint.
+fn linked(endpoint: &Value) -> Option<&str> {
+    endpoint["IPAMConfig"]["LinkLocalIPs"][0].as_str()
+}
+
+/// The network on which a container reaches us: one of ours, or the default bridge.
 pub(super) fn network_of(container: &str) -> String {
     let found = inspect(container);
-    let mut all = found["NetworkSettings"]["Networks"].as_object().unwrap().keys();
-    all.find(|name| name.starts_with("kfp-creds")).unwrap().clone()
+    reaching(&found).unwrap_or_else(|| panic!("{container} is not attached: {found}"))
+}
+
+fn reaching(found: &Value) -> Option<String> {
+    let all = found["NetworkSettings"]["Networks"].as_object().unwrap();
+    let on_default = all.get(DEFAULT).and_then(linked).map(|_| DEFAULT.to_string());
+    all.keys().find(|name| name.starts_with("kfp-creds")).cloned().or(on_default)
 }
 
 /// The relay's address in a container's environment.
@@ -76,7 +94,7 @@ pub(super) fn relay_of(container: &str) -> String {
 /// The address by which the session knows the container: on a bridge, the engine has another one for it.
 pub(super) fn address(container: &str, network: &str) -> String {
     let endpoint = &inspect(container)["NetworkSettings"]["Networks"][network];
-    let linked = endpoint["IPAMConfig"]["LinkLocalIPs"][0].as_str().filter(|_| network.ends_with("-bridge"));
+    let linked = linked(endpoint).filter(|_| network.ends_with("bridge"));
     linked.or_else(|| endpoint["IPAddress"].as_str()).unwrap_or_default().into()
 }
 
@@ -87,9 +105,21 @@ pub(super) fn sleeper(session: &Session) -> (Made, String) {
     (Made("container", name.clone()), inspect(&name)["Id"].as_str().unwrap().to_string())
 }
 
-/// Whether a created container is on a network of ours.
+/// Whether a created container can reach us.
 pub(super) fn attached(made: &Value) -> bool {
-    made["NetworkSettings"]["Networks"].as_object().unwrap().keys().any(|name| name.starts_with("kfp-creds"))
+    reaching(made).is_some()
+}
+
+/// On the default bridge such a container would be beside those with an identity: the session refuses it,
+/// and the engine alone makes it.
+fn refused_as_forger(session: &Session, body: &Value) {
+    let made = Made("container", unused("forger"));
+    let (status, answer) = create(&session.socket, &made.1, body);
+    assert!(status == 403 && answer.contains("could forge addresses"), "{body}: {status} {answer}");
+    assert_eq!(inspect(&made.1), Value::Null);
+    assert_eq!(create(&engine_socket(), &made.1, body).0, 201, "{body}");
+    let networks = inspect(&made.1)["NetworkSettings"]["Networks"].clone();
+    assert!(networks.get(DEFAULT).is_some(), "{body}: {networks}");
 }
 
 #[test]
@@ -126,7 +156,14 @@ fn too_strong(config: &str, besides: &[Value]) {
     // Podman itself accepts the name only with dots.
     let slashes = [json!({"Sysctls": {"net/ipv4/conf/all/proxy_arp": "1"}})];
     let slashes = if is_podman() { &[][..] } else { &slashes };
+    let (shared, alone) = (is_shared(&session), Internal::new());
     for host in besides.iter().chain(&everywhere).chain(slashes) {
+        let mut host = host.clone();
+        if shared && host["NetworkMode"] != "host" {
+            refused_as_forger(&session, &json!({"HostConfig": host}));
+            // With a network of its own it is no neighbour.
+            host["NetworkMode"] = alone.0.as_str().into();
+        }
         let made = Made("container", unused("strong"));
         let (status, answer) = create(&session.socket, &made.1, &json!({"HostConfig": host}));
         assert_eq!(status, 201, "{host} {answer}");
@@ -284,16 +321,35 @@ fn another_sessions(config: &str) {
     let id_of = |network: &str| raw(&["network", "inspect", "-f", "{{.Id}}", network]);
     let network = network_of(&id);
     let (home_id, network_id) = (id_of(&home), id_of(&network));
+    let shared = is_shared(&one);
+    if shared {
+        beside_another_session(&one, &two, &id);
+    }
     for reference in [home.as_str(), &home_id, network.as_str(), &network_id, &network_id[..12]] {
         let intruder = Made("container", unused("intruder"));
         // With NET_RAW, the intruder would get no identity from the second session, but could pose on the
         // first one's network.
         let body = json!({"HostConfig": {"NetworkMode": reference, "CapAdd": ["NET_RAW"]}});
-        assert_eq!(create(&two.socket, &intruder.1, &body).0, 403, "{reference}");
+        if !shared {
+            assert_eq!(create(&two.socket, &intruder.1, &body).0, 403, "{reference}");
+        }
         let connect = json!({"Container": id}).to_string();
         let line = format!("POST /v1.41/networks/{reference}/connect");
         assert_eq!(proxy_fixture::call(&two.socket, &line, &connect).0, 403, "{reference}");
     }
+}
+
+/// The default bridge is nobody's alone, so another session starts a forger there. While it runs, nobody has
+/// a token.
+fn beside_another_session(one: &Session, two: &Session, victim: &str) {
+    let victim = ManuallyDrop::new(Container(victim.into())); // its maker removes it
+    assert_eq!(victim.asks().1, 200, "{}", one.said());
+    let image = task_image();
+    let forger = ["run", "-d", "--network", DEFAULT, "--cap-add", "NET_RAW"];
+    let forger = Container(two.ok(&[&forger[..], &[&image, "sleep", "60"]].concat()));
+    assert_eq!(victim.asks().1, 503, "{}", one.said());
+    drop(forger);
+    until("the lease is back", Duration::from_secs(5), || victim.asks().1 == 200);
 }
 
 #[test]
@@ -419,14 +475,22 @@ fn no_name(config: &str) {
     let session = Session::offline(config, &["--all"]);
     let hijack = Made("network", unused("net"));
     raw(&["network", "create", "--internal", &hijack.1]);
+    let shared = is_shared(&session);
+    // Without an identity it may be on the default bridge only if it cannot forge.
+    let drops: &[&str] = if shared { &["NET_RAW"] } else { &[] };
     for name in ["metadata.google.internal", "metadata", "METADATA.goog", "storage.googleapis.com"] {
-        let (status, answer) = create(&session.socket, name, &json!({}));
+        if shared {
+            refused_as_forger(&session, &json!({"Hostname": name}));
+        }
+        let (status, answer) = create(&session.socket, name, &json!({"HostConfig": {"CapDrop": drops}}));
         let _made = Made("container", name.into());
         assert_eq!(status, 201, "{answer}");
         assert!(!attached(&inspect(name)), "a container's name is an alias of it: {name}");
         for key in ["Hostname", "Domainname"] {
             let made = Made("container", unused("named"));
-            create(&session.socket, &made.1, &json!({key: name}));
+            let body = json!({key: name, "HostConfig": {"CapDrop": drops}});
+            let (status, answer) = create(&session.socket, &made.1, &body);
+            assert_eq!(status, 201, "{answer}");
             assert!(!attached(&inspect(&made.1)), "{key} {name}");
         }
     }
@@ -493,6 +557,19 @@ fn calls_at_the_relay(name: &str, id: &str) -> Vec<String> {
     lines
 }
 
+/// A client may take its own container off the default bridge. Then it has no address of ours and no token,
+/// also after it has returned.
+fn moved_off_the_default_bridge(session: &Session, leased: &str) {
+    let moved = ManuallyDrop::new(Container(leased.into())); // its maker removes it
+    assert_eq!(moved.asks().1, 200, "{}", session.said());
+    for action in ["disconnect", "connect"] {
+        session.ok(&["network", action, DEFAULT, leased]);
+        session.wait_for("ended  ", Duration::from_secs(5));
+        let (body, status, _) = moved.asks();
+        assert!(status != 200 && !body.contains("access_token"), "{action}: {status} {body}");
+    }
+}
+
 fn nothing_of_ours(config: &str) {
     let session = Session::offline(config, &["--all"]);
     let (network, relay, id) = ours(&session);
@@ -503,12 +580,16 @@ fn nothing_of_ours(config: &str) {
     let repository = reference.split(':').next().unwrap().to_string();
     let before = inspect(&id)["State"]["StartedAt"].clone();
     let (_made, leased) = sleeper(&session);
-    let cell = network_of(&leased);
+    let (cell, unknown, mut moves) = (network_of(&leased), "x".to_string(), vec![]);
     let mut lines = calls_at_the_relay(&relay, &id);
     for network in [network.as_str(), &cell, &network_id, &network_id[..12], &network_id[..8]] {
         lines.push(format!("DELETE /v1.41/networks/{network}"));
-        lines.push(format!("POST /v1.41/networks/{network}/connect"));
-        lines.push(format!("POST /v1.41/networks/{network}/disconnect"));
+        // With `link-local` the network is everybody's, but the relay on it is ours.
+        let whom = if is_shared(&session) { vec![&relay, &id] } else { vec![&relay, &id, &leased, &unknown] };
+        for container in whom {
+            moves.push((format!("POST /v1.41/networks/{network}/connect"), container));
+            moves.push((format!("POST /v1.41/networks/{network}/disconnect"), container));
+        }
     }
     for image in [reference.as_str(), &image, &image["sha256:".len()..], &image["sha256:".len()..][..12]] {
         lines.push(format!("DELETE /v1.41/images/{image}?force=1"));
@@ -518,9 +599,17 @@ fn nothing_of_ours(config: &str) {
     lines.push(format!("POST /v1.41/images/create?fromSrc=-&repo={repository}&tag={tag}"));
     lines.push(format!("POST /v1.41/build?t={reference}"));
     for line in lines {
-        let body = if line.contains("/exec") { r#"{"Cmd":["x"]}"# } else { r#"{"Container":"x"}"# };
+        let body = if line.contains("/exec") { r#"{"Cmd":["x"]}"# } else { "{}" };
         let (status, answer) = proxy_fixture::call(&session.socket, &line, body);
         assert_eq!(status, 403, "{line}: {answer}");
+    }
+    for (line, container) in moves {
+        let body = json!({"Container": container, "Force": true}).to_string();
+        let (status, answer) = proxy_fixture::call(&session.socket, &line, &body);
+        assert_eq!(status, 403, "{line} {body}: {answer}");
+    }
+    if is_shared(&session) {
+        moved_off_the_default_bridge(&session, &leased);
     }
     // Prune removes unused objects, and all of these are in use.
     let filter = format!("%7B%22label%22%3A%5B%22kfp-creds.session%3D{name}%22%5D%7D");

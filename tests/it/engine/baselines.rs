@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::attacks::{
-    Made, STRICT, address, create, inspect, network_of, ours, relay_of, sleeper, token_at, unused,
+    DEFAULT, Made, STRICT, address, create, inspect, network_of, ours, relay_of, sleeper, token_at, unused,
 };
 use super::floods::{ATTACKER, attack, facts};
 use crate::support::proxy_fixture;
@@ -251,9 +251,10 @@ fn a_name_taken_on_a_plain_network_stays_the_relays_here() {
         let image = task_image();
         let run = ["run", "-d", "--name", &guest.1, "--network", &network, "--network-alias", NAME, &image];
         let joined = docker_at(&engine_socket(), &[&run[..], &["sleep", "60"]].concat());
+        // The default bridge has no names that a container could take.
         assert_eq!(
             joined.status.success(),
-            config.is_empty(),
+            config.is_empty() && network != DEFAULT,
             "{:?}",
             String::from_utf8_lossy(&joined.stderr)
         );

@@ -2,9 +2,12 @@
 //! the owner. The credentials are made here, and no cloud accepts them. These tests run one at a time,
 //! because one session has the address 169.254.170.2.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::attacks::{Made, inspect, ours, unused};
+use crate::support::raw::until;
 use crate::support::session::{Session, docker_at, engine_socket, is_podman, program, raw, task_image};
 
 const CONFIG: &str = r#"
@@ -181,17 +184,29 @@ fn nobody_takes_the_address_of_container_credentials() {
     }
     let session = session();
     let (network, ..) = ours(&session);
-    let (name, engine) = (unused("thief"), engine_socket());
-    let thief = Made("container", name.clone());
-    // The engine itself connects the thief, as anyone with access to its socket can.
-    raw(&["create", "--name", &name, &task_image(), "sleep", "60"]);
-    let connected = docker_at(&engine, &["network", "connect", "--ip", "169.254.170.2", &network, &name]);
-    let started = docker_at(&engine, &["start", &name]);
-    assert!(!connected.status.success() || !started.status.success(), "the thief has the address");
     let own = Container::new(&session, &[]);
-    let (status, _) = own.ask("GET", &own.credentials().unwrap(), &[]);
-    assert_eq!(status, 200);
-    drop(thief);
+    let url = own.credentials().unwrap();
+    let asks = || own.ask("GET", &url, &[]);
+    assert_eq!(asks().0, 200);
+    // The engine itself starts the thief, as anyone with access to its socket can.
+    let thief = |option: &str| {
+        let thief = Made("container", unused("thief"));
+        let image = task_image();
+        let run = ["run", "-d", "--name", &thief.1, "--network", &network, option, "169.254.170.2", &image];
+        let started = docker_at(&engine_socket(), &[&run[..], &["sleep", "60"]].concat()).status.success();
+        (thief, started)
+    };
+    let (ordinary, started) = thief("--ip");
+    assert!(!started, "the thief has the address on {network}");
+    drop(ordinary);
+    assert_eq!(asks().0, 200);
+    // The engine does not compare link-local addresses. While the thief runs, nobody gets credentials.
+    let (linked, started) = thief("--link-local-ip");
+    assert!(started, "the attack itself fails on {network}");
+    let (status, body) = asks();
+    assert!(status != 200 && !body.contains("ASIA"), "{status} {body}");
+    drop(linked);
+    until("the credentials are back", Duration::from_secs(10), || asks().0 == 200);
 }
 
 #[test]
