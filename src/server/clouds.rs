@@ -5,9 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::repeats::{ServedToken, TokenReply};
-use super::tokens::{
-    SLOW, TokenRefusal, UPSTREAM_SLOW, rate_exceeded, relay_has_no_identity, requestor, time_left,
-};
+use super::tokens::{SLOW, TokenRefusal, rate_exceeded, relay_has_no_identity, requestor, time_left};
 use super::{Caller, Server};
 use crate::cloud::Cloud;
 use crate::metadata::{self, AwsAsk, AzureAsk, Reply, TokenFailure};
@@ -158,10 +156,7 @@ impl Server {
                 self.refusals.tell_delay(cloud, &caller.name(), &why);
                 Err(TokenRefusal(TokenFailure::Transient, why))
             }
-            Err(MintFailure::Slow) => {
-                self.refusals.tell_delay(cloud, &caller.name(), UPSTREAM_SLOW);
-                Err(TokenRefusal(TokenFailure::Transient, SLOW.into()))
-            }
+            Err(MintFailure::Slow) => Err(TokenRefusal(TokenFailure::Transient, SLOW.into())),
         }
     }
 }

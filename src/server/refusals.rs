@@ -51,7 +51,8 @@ impl Refusals {
         }
     }
 
-    /// A fault that may pass keeps a caller from its token. `why` comes from the source.
+    /// A fault that may pass keeps a caller from its token. `why` comes from the source. While the reason is not known
+    /// yet, because a mint takes long, there is nothing to tell.
     pub(super) fn tell_delay(&self, cloud: Cloud, caller: &str, why: &str) {
         let mut shown = self.lock();
         let outage = &mut shown.entry(cloud).or_default().outage;

@@ -18,8 +18,6 @@ use crate::token::{AccessToken, CLOUD_PLATFORM, HandedOut, Issued, Now, Scopes, 
 use crate::workload::Identity;
 
 pub(super) const SLOW: &str = "the token is still being minted: ask again";
-/// The same, for the terminal.
-pub(super) const UPSTREAM_SLOW: &str = "the upstream is slow";
 
 /// Why a caller gets no token.
 #[derive(Debug)]
@@ -152,10 +150,7 @@ impl Server {
                     self.refusals.tell_delay(Cloud::Google, &caller.name(), &why);
                     TokenRefusal(TokenFailure::IdentityTransient, why)
                 }
-                MintFailure::Slow => {
-                    self.refusals.tell_delay(Cloud::Google, &caller.name(), UPSTREAM_SLOW);
-                    TokenRefusal(TokenFailure::IdentityTransient, SLOW.into())
-                }
+                MintFailure::Slow => TokenRefusal(TokenFailure::IdentityTransient, SLOW.into()),
             },
         )?;
         self.hand_out(caller, &ask.account.email, For::Audience(&ask.audience), &token.about());
