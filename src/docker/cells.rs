@@ -30,7 +30,10 @@ const PREFIX: u8 = 29;
 /// The engine creates networks and containers one after the other. While enough networks are ready, the next
 /// one has to wait for the create that took one (otherwise that create takes 18 ms longer).
 const CALM: Duration = Duration::from_millis(200);
-/// How long a create waits for a network, and a network for the relay.
+/// How long a create waits for a network. Docker's Python client gives up after 60 s, and the create takes some of
+/// them itself.
+const MADE_WITHIN: Duration = Duration::from_secs(50);
+/// How long a network waits for the relay.
 const WITHIN: Duration = Duration::from_secs(30);
 /// How long to wait for an address that is being given back, if all are in use.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -194,7 +197,7 @@ impl Cells {
         let (wanted, mut made) = oneshot::channel();
         self.0.state().waiters.push_back(wanted);
         self.0.changed.notify_one();
-        let end = Instant::now() + WITHIN;
+        let end = Instant::now() + MADE_WITHIN;
         while Instant::now() < end {
             if let Ok(outcome) = timeout(PATIENCE, &mut made).await {
                 return outcome.unwrap_or_else(|_| Err("the session has ended".into()));
@@ -208,8 +211,8 @@ impl Cells {
                 );
             }
         }
-        Err("kfp-creds could not make a network for it in 30 s, because the engine makes one after the other: create \
-             fewer containers at once"
+        Err("the engine made no network for it within 50 s: it makes one after the other, so create fewer containers at \
+             once; docker info says whether the engine is well"
             .into())
     }
 

@@ -14,8 +14,8 @@ use crate::console::{Console, Line};
 /// asking for new resources must fill neither the terminal nor the memory.
 const MOST: usize = 32;
 
-/// While a cloud mints no tokens, one line in this time says so. A token that was renewed in the background does not
-/// end an outage, so a later one must not depend on that.
+/// A line says at most once in this time that a cloud mints no tokens, whatever is minted in between: some of a
+/// cloud's tokens may fail for long while others are minted.
 const OUTAGE_AGAIN: Duration = Duration::from_secs(300);
 
 /// Shows each reason once, and again only after a token of the same cloud was minted: clients retry.
@@ -25,12 +25,15 @@ pub(super) struct Refusals {
     shown: Mutex<BTreeMap<Cloud, Shown>>,
 }
 
-/// What was shown for one cloud since its last token.
+/// What was shown for one cloud.
 #[derive(Debug, Default)]
 struct Shown {
+    /// Since its last token.
     reasons: HashSet<String>,
     /// When a line last said that tokens are delayed.
-    outage: Option<Instant>,
+    delayed: Option<Instant>,
+    /// No line has said yet that this is over.
+    outage: bool,
 }
 
 impl Refusals {
@@ -54,18 +57,21 @@ impl Refusals {
     /// A fault that may pass keeps a caller from its token. `why` comes from the source. While the reason is not known
     /// yet, because a mint takes long, there is nothing to tell.
     pub(super) fn tell_delay(&self, cloud: Cloud, caller: &str, why: &str) {
-        let mut shown = self.lock();
-        let outage = &mut shown.entry(cloud).or_default().outage;
+        let mut all = self.lock();
+        let shown = all.entry(cloud).or_default();
         let now = Instant::now();
-        if outage.is_none_or(|last| now.duration_since(last) >= OUTAGE_AGAIN) {
-            *outage = Some(now);
-            self.console.notice(format!("no token for {caller} yet: {why}; it gets 503 until one is minted"));
+        if shown.delayed.is_none_or(|last| now.duration_since(last) >= OUTAGE_AGAIN) {
+            (shown.delayed, shown.outage) = (Some(now), true);
+            self.console.notice(format!("no token for {caller} yet: {why}"));
         }
     }
 
     /// A token of `cloud` was minted, so every reason for that cloud may be shown again.
     pub(super) fn over(&self, cloud: Cloud) {
-        if self.lock().remove(&cloud).is_some_and(|shown| shown.outage.is_some()) {
+        let mut all = self.lock();
+        let Some(shown) = all.get_mut(&cloud) else { return };
+        shown.reasons.clear();
+        if std::mem::take(&mut shown.outage) {
             self.console.notice(format!("{cloud}: tokens are minted again"));
         }
     }
@@ -123,15 +129,18 @@ mod tests {
         assert_eq!(lines(), [""; 0], "there was no outage");
         refusals.tell_delay(Cloud::Google, "a", "it answered 500");
         refusals.tell_delay(Cloud::Google, "b", "it answered 503");
-        let no =
-            "kfp-creds: notice        no token for a yet: it answered 500; it gets 503 until one is minted";
-        assert_eq!(lines(), [no]);
-        tokio::time::advance(OUTAGE_AGAIN).await;
-        refusals.tell_delay(Cloud::Google, "b", "it answered 503");
-        assert_eq!(lines().len(), 1, "a later outage is shown although nothing ended the first one");
+        assert_eq!(lines(), ["kfp-creds: notice        no token for a yet: it answered 500"]);
+        refusals.over(Cloud::Azure);
+        assert_eq!(lines(), [""; 0], "another cloud says nothing about this one");
         refusals.over(Cloud::Google);
         refusals.over(Cloud::Google);
         assert_eq!(lines(), ["kfp-creds: notice        Google Cloud: tokens are minted again"]);
+        refusals.tell_delay(Cloud::Google, "b", "it answered 503");
+        refusals.over(Cloud::Google);
+        assert_eq!(lines(), [""; 0], "tokens that come and go do not fill the terminal");
+        tokio::time::advance(OUTAGE_AGAIN).await;
+        refusals.tell_delay(Cloud::Google, "b", "it answered 503");
+        assert_eq!(lines().len(), 1);
     }
 
     #[test]

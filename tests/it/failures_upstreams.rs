@@ -46,13 +46,13 @@ fn begins_with(
 ) {
     front.cause(fault);
     let server = start().unwrap_or_else(|(code, said)| panic!("{case}: {code}: {said}"));
-    let person = server.lines("");
     let mut client = String::new();
     // Without an answer, an attempt is under way for most of the time.
     waits_for(Duration::from_secs(20), || {
         client = ask(&server);
         (fault == Fault::Silence) == client.contains("still being minted")
     });
+    let person = server.lines("");
     front.stop();
     waits_for(Duration::from_secs(60), || ask(&server).starts_with("200"));
     Happened { part, case, client, person, recovers: AGAIN }.is_on_the_page();

@@ -54,7 +54,7 @@ Unmodified libraries and tools, each run in a network namespace of its own in wh
 --offline` behind a small proxy that makes the faults, with a DNS server and a TLS listener for `*.googleapis.com`. Nothing
 tells a client where the metadata server is: it finds it as on Compute Engine. A *token* counts when its signature is
 right and it is one that was handed out; an *API call* (reading an object, listing datasets, opening a read session) when
-every request to the API bore such a token. The test `libraries` fails when a verdict is another one than here or a client that
+every request to the API bore such a token. The test `libraries` fails when a verdict differs from this page or a client that
 it ran has no row; `KFP_CREDS_TEST_WRITE_CLIENTS=1 cargo nextest run libraries` writes this page. Versions and what is asked
 may differ from machine to machine. A version of an *earlier run* is of a client that the machine of the last written run did
 not have. A dash is something that the client has no means for; the [notes](#notes) say why, as they do for every other

@@ -827,7 +827,7 @@ async fn a_stampede_is_one_call_at_google() {
         first.into_iter().map(|token| token.unwrap().value.expose().clone()).collect();
     assert_eq!((values.len(), fake.calls().len()), (1, 1));
     // The exact 350 ms are asserted in paused time (src/mint/tests.rs); this machine may be busy.
-    assert!(took < Duration::from_millis(1500), "{took:?}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
 
     // For a failing upstream, one flight asks three times; a thousand callers do not ask three thousand
     // times.

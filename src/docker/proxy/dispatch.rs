@@ -20,6 +20,7 @@ use super::reserved::{ReservedKind, captures};
 use super::state::Proxy;
 use super::upgrade::{Raw, forward_raw, upgrade};
 use super::{json, podman};
+use crate::docker::image::ROLE_LABEL;
 use crate::json::fields;
 use crate::workload::ContainerId;
 
@@ -223,7 +224,7 @@ impl Proxy {
         };
         let target = target.with_container(id.as_str(), action);
         self.exits.followed().await;
-        self.places.judge_neighbour(&id, false).await?;
+        self.places.judge_neighbour(&id).await?;
         self.leases.starting(&id).await;
         if action == "start" && self.leases.is_leased(&id).await {
             self.logs.keep(&id).await;
@@ -296,15 +297,15 @@ impl Proxy {
             ));
         }
         let named = body["Container"].as_str().unwrap_or_default();
-        // With `link-local` the relay is on the default bridge, which is not reserved.
-        if self.lookups.is_ours(ReservedKind::Container, named).await? {
+        // With `link-local` the relay is on the default bridge, which is not reserved. An image can have the label of
+        // a relay, also of another session's, but then only the connects of its own containers are refused.
+        let found = self.lookups.container(named).await?;
+        let relay = found.is_some_and(|found| found["Config"]["Labels"][ROLE_LABEL] == "relay");
+        if relay || self.lookups.is_ours(ReservedKind::Container, named).await? {
             return Err(Refusal::forbidden(format!("container {named} is reserved")));
         }
-        if action == "connect"
-            && self.places.is_shared_bridge(network)
-            && let Some(id) = self.lookups.locate(named).await?
-        {
-            self.places.judge_neighbour(&id, true).await?;
+        if action == "connect" {
+            self.places.judge_connect(network)?;
         }
         let uri = target.uri().map_err(Refusal::malformed)?;
         self.engine.forward(rewritten(parts, &body), uri, None).await

@@ -19,11 +19,13 @@ use crate::docker::bridge::{DEFAULT_BRIDGE, ids};
 use crate::docker::call::filtered;
 use crate::docker::segment::Segment;
 use crate::failure::Reason;
-use crate::json::fields;
+use crate::json::{fields, items};
 use crate::workload::ContainerId;
 
 /// The engine's names for the default bridge in a create.
 const DEFAULT: [&str; 3] = ["", "bridge", "default"];
+/// How many containers in a row, of which each joined the network of the next one, are looked up.
+const JOINED_IN_A_ROW: usize = 8;
 
 /// A request for the second network: the sender for its answer.
 pub type SecondRequest = oneshot::Sender<Result<RelayAt, Reason>>;
@@ -112,7 +114,7 @@ impl AttachmentChooser {
                 return Ok(true);
             }
         }
-        Ok(false)
+        Ok(segment.is_default_bridge() && self.has_forger_inside().await?)
     }
 
     /// Whether the container has an identity of this session, or is the session's relay.
@@ -133,26 +135,51 @@ impl AttachmentChooser {
         shared.is_some_and(|segment| DEFAULT.contains(&network) || segment.network().id.starts_with(network))
     }
 
-    /// Whether the container is on such a bridge, or joins the network of one that is.
-    async fn is_beside_others(&self, found: &Value) -> Result<bool, Refusal> {
-        let mode = found["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
-        let joined = match mode.strip_prefix("container:") {
-            Some(other) => self.lookups.container(other).await?,
-            None => None,
-        };
-        let networks = &joined.as_ref().unwrap_or(found)["NetworkSettings"]["Networks"];
-        Ok(fields(networks).any(|(name, _)| self.is_shared_bridge(name)))
+    /// Whether the container is on such a bridge, itself or in the network of another one, which may have joined a third
+    /// one. A container whose network is not known counts as one that is.
+    async fn is_beside_others(&self, mut found: Value) -> Result<bool, Refusal> {
+        for _ in 0..JOINED_IN_A_ROW {
+            let mode = found["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
+            let Some(other) = mode.strip_prefix("container:") else {
+                let mut networks = fields(&found["NetworkSettings"]["Networks"]);
+                return Ok(networks.any(|(name, _)| self.is_shared_bridge(name)));
+            };
+            match self.lookups.container(other).await? {
+                Some(joined) => found = joined,
+                None => return Ok(true),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether a container that could forge addresses runs in the network of one on the default bridge: the engine
+    /// does not list it as a member.
+    async fn has_forger_inside(&self) -> Result<bool, Refusal> {
+        let running = self.engine.look("/containers/json?all=false").await?.unwrap_or_default();
+        let joined = items(&running).filter(|found| {
+            found["HostConfig"]["NetworkMode"].as_str().is_some_and(|mode| mode.starts_with("container:"))
+        });
+        for id in joined.filter_map(|found| ContainerId::parse(found["Id"].as_str()?)) {
+            let Some(found) = self.lookups.container(id.as_str()).await? else { continue };
+            if could_forge(&found["HostConfig"])
+                && !self.is_known(&id).await
+                && self.is_beside_others(found).await?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Refuses a container that is about to run on the default bridge, if containers with an identity have
     /// their addresses there and it could forge them.
-    pub(super) async fn judge_neighbour(&self, id: &ContainerId, joins: bool) -> Result<(), Refusal> {
+    pub(super) async fn judge_neighbour(&self, id: &ContainerId) -> Result<(), Refusal> {
         if !self.settings.segment.as_ref().is_some_and(Segment::is_default_bridge) || self.is_known(id).await
         {
             return Ok(());
         }
         let Some(found) = self.lookups.container(id.as_str()).await? else { return Ok(()) };
-        match could_forge(&found["HostConfig"]) && (joins || self.is_beside_others(&found).await?) {
+        match could_forge(&found["HostConfig"]) && self.is_beside_others(found).await? {
             true => Err(could_forge_refusal(id.as_str())),
             false => Ok(()),
         }
@@ -164,10 +191,22 @@ impl AttachmentChooser {
             return Ok(());
         }
         let Some(found) = self.lookups.container(id.as_str()).await? else { return Ok(()) };
-        match self.is_beside_others(&found).await? {
+        match self.is_beside_others(found).await? {
             true => Err(could_forge_refusal(&format!("a privileged exec in {id}"))),
             false => Ok(()),
         }
+    }
+
+    /// Refuses every connect to such a bridge: other containers may be in the network of the one that is connected, and
+    /// commands may run in it that its settings do not show.
+    pub(super) fn judge_connect(&self, network: &str) -> Result<(), Refusal> {
+        if !self.is_shared_bridge(network) {
+            return Ok(());
+        }
+        Err(Refusal::forbidden(
+            "what runs in its network could forge addresses of containers with an identity on the default bridge \
+             (network.attach = \"link-local\"): name the network in the create, or set network.attach = \"auto\"",
+        ))
     }
 
     /// The same check for the create of a container without an identity. If only its start were refused, the

@@ -225,8 +225,8 @@ fn one_more(session: &Session) -> Result<(Container, Duration), String> {
     }
 }
 
-/// More than so many may not all be made before the last of them has waited too long.
-const AT_ONCE: usize = 100;
+/// With more than this, some creates may wait too long and fail.
+const AT_ONCE: usize = 200;
 
 /// 12 containers, or as many as `KFP_CREDS_TEST_STRESS` says: all are requested at once, and all run at once.
 #[test]
@@ -260,7 +260,7 @@ fn containers_at_once_each_have_a_network_and_a_token() {
     eprintln!("all were asked in {:.1?}", from.elapsed());
     assert!(without.is_empty(), "{without:?} have no token");
     assert_eq!(used.len(), made.len());
-    let late = |why: &String| why.contains("create fewer containers at once");
+    let late = |why: &String| why.contains("made no network for it within 50 s");
     assert!(made.len() == count || count > AT_ONCE && refused.iter().all(late), "{refused:?}");
     drop(made);
     let from = Instant::now();

@@ -59,7 +59,7 @@ fn under(session: &Session, attacks: &[&[&str]]) -> (Vec<Value>, Value) {
     (done, served)
 }
 
-fn relay(session: &Session) -> String {
+pub(crate) fn relay(session: &Session) -> String {
     let name = session.socket.file_stem().unwrap().to_string_lossy().into_owned();
     raw(&["ps", "-q", "--no-trunc", "--filter", &format!("name=kfp-creds-relay-{name}")])
 }

@@ -185,10 +185,10 @@ fn no_spelling_of_a_query_or_version_evades_the_judgement() {
     }
 }
 
-/// Our network overlaps with no route of the host, and name look-ups stay as they were.
+/// The second network overlaps with no route of the host, and name look-ups stay as they were.
 #[test]
 fn the_network_has_no_address_of_the_hosts_and_no_name_server() {
-    let session = Session::offline("", &["--all"]);
+    let session = Session::offline("[network]\nattach = \"second\"\n", &["--all"]);
     let other = Made("network", unused("other"));
     raw(&["network", "create", "--internal", &other.1]);
     let resolver = ["run", "--rm", "--network", &other.1, &task_image(), "cat", "/etc/resolv.conf"];

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::engine::attacks::{Made, create, inspect, unused};
-use crate::engine::floods::{ATTACKER, facts};
+use crate::engine::floods::{ATTACKER, facts, relay};
 use crate::support::proxy_fixture;
 use crate::support::raw::{Container, Internal, address, ask, token, until};
 use crate::support::session::{Session, docker_at, engine_socket, is_podman, raw, task_image};
@@ -341,7 +341,7 @@ fn a_stranger_that_could_forge_is_kept_from_a_shared_bridge() {
     drop((harmless, harmless_too));
 }
 
-/// Every way onto the default bridge, and into it.
+/// By its names, by the network of what is on it, and by what is connected to it later.
 #[test]
 fn a_forger_finds_no_other_way_onto_a_shared_bridge() {
     if is_podman() {
@@ -365,13 +365,32 @@ fn a_forger_finds_no_other_way_onto_a_shared_bridge() {
         // The engine alone takes each of these names.
         drop(Container::raw(&["--network", name, &image, "true"]));
     }
-    // What cannot forge may be there, but nobody who can forge may enter it.
-    let harmless = Container(session.ok(&["run", "-d", "--cap-drop", "NET_RAW", &image, "sleep", "60"]));
-    let joined = format!("container:{}", harmless.0);
-    let joins = Container::of(&session, &["--network", &joined, &image, "true"]);
-    refused(&["start", &joins.0]);
-    refused(&["exec", "--privileged", &harmless.0, "true"]);
-    session.ok(&["exec", &harmless.0, "true"]);
+    // What cannot forge may be there, but nobody who can forge may enter it, or what joined it.
+    let harmless = |network: &str| {
+        let options = ["run", "-d", "--cap-drop", "NET_RAW", "--network", network, &image, "sleep", "60"];
+        Container(session.ok(&options))
+    };
+    let first = harmless("bridge");
+    let second = harmless(&format!("container:{}", first.0));
+    for inside in [&first, &second] {
+        let joins =
+            Container::of(&session, &["--network", &format!("container:{}", inside.0), &image, "true"]);
+        refused(&["start", &joins.0]);
+        refused(&["exec", "--privileged", &inside.0, "true"]);
+        session.ok(&["exec", &inside.0, "true"]);
+    }
+    // Whoever is inside a container would be on the bridge with it.
+    let later = harmless(&apart.0);
+    let inside = format!("container:{}", later.0);
+    let _waits = Container(session.ok(&["run", "-d", "--network", &inside, &image, "sleep", "60"]));
+    refused(&["network", "connect", "bridge", &later.0]);
+    // The relay of a session does not leave the bridge, nor does that of another one.
+    let other = in_mode("auto", &[]);
+    for client in [&session, &other] {
+        let out = client.docker(&["network", "disconnect", "-f", "bridge", &relay(&session)]);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(!out.status.success() && said.contains("is reserved"), "{said}");
+    }
     session.ok(&["exec", "--privileged", &forger.0, "true"]);
     assert_eq!(attached.asks().1, 200, "{}", session.said());
 }

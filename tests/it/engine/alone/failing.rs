@@ -205,7 +205,7 @@ fn task(session: &Session, name: &str) -> Container {
 fn heir_of(first: &Container, between: &DelayedEngine, at: &str, option: &str) -> (String, Container) {
     // Podman uses `remove` for `destroy`.
     for action in ["die", "disconnect", "destroy", "remove"] {
-        between.hold(action, &first.0, Duration::from_secs(8));
+        between.hold(action, &first.0, Duration::from_secs(12));
     }
     let url = format!("http://{}/{TOKEN}", first.exec("echo $GCE_METADATA_IP"));
     let asks = format!("curl -s -m 4 -w '\\nHTTP %{{http_code}}\\n' -H Metadata-Flavor:Google {url}");
@@ -255,7 +255,7 @@ fn an_address_that_changes_hands_before_the_events() {
     let before = session.said();
     let (client, heir) = heir_of(&first, &between, &at, "--ip");
     drop(heir);
-    until("the end is told", Duration::from_secs(15), || between.place("die", &first.0).is_some());
+    until("the end is told", Duration::from_secs(30), || between.place("die", &first.0).is_some());
     session.wait_for("ended  ", Duration::from_secs(5));
     let person = since(&session, &before);
     raw(&["rm", &first.0]);
@@ -270,7 +270,7 @@ fn an_address_that_changes_hands_before_the_events() {
             claims["container"] == next.0
         }
     });
-    let case = "an address has its next container before the end of the last one is told";
+    let case = "another container gets an address before the session learns that the previous one ended";
     let recovers = "yes: the session's next container there has its own token";
     Happened { part: CONTAINERS, case, client, person, recovers }.is_on_the_page();
 }
