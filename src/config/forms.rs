@@ -20,7 +20,8 @@ pub(super) fn account(text: &str) -> Result<(), String> {
     if is_account(text) { Ok(()) } else { Err("has to be an e-mail".into()) }
 }
 
-/// An account that can be impersonated: no service account has a `+`, and in the path of a URL it would not name one.
+/// An account that can be impersonated. No service account has a `+`, and the mint refuses one, because it puts the
+/// account into the path of a URL.
 pub(super) fn service_account(text: &str) -> Result<(), String> {
     account(text)?;
     if text.contains('+') {

@@ -152,9 +152,8 @@ impl Engine {
     /// Whether a container that runs on the default bridge has this link-local address there.
     pub async fn has_on_default_bridge(&self, address: Ipv4Addr) -> Result<bool, EngineError> {
         // Engine 28 leaves the link-local addresses out of its lists.
-        for id in
-            self.list("network", DEFAULT_BRIDGE, false).await?.iter().filter_map(|found| found["Id"].as_str())
-        {
+        let listed = self.list("network", DEFAULT_BRIDGE, false).await?;
+        for id in listed.iter().filter_map(|found| found["Id"].as_str()) {
             match self.inspect(id).await {
                 Ok(found) if link_local_on_default(&found).any(|other| other == address) => return Ok(true),
                 Err(error) if !error.is_gone() => return Err(error),

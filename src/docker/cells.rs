@@ -30,8 +30,7 @@ const PREFIX: u8 = 29;
 /// The engine creates networks and containers one after the other. While enough networks are ready, the next
 /// one has to wait for the create that took one (otherwise that create takes 18 ms longer).
 const CALM: Duration = Duration::from_millis(200);
-/// How long a create waits for a network. Docker's Python client gives up after 60 s, and the create takes some of
-/// them itself.
+/// How long a create waits for a network. Docker's Python client waits 60 s for the answer to the whole create.
 const MADE_WITHIN: Duration = Duration::from_secs(50);
 /// How long a network waits for the relay.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -211,9 +210,12 @@ impl Cells {
                 );
             }
         }
-        Err("the engine made no network for it within 50 s: it makes one after the other, so create fewer containers at \
-             once; docker info says whether the engine is well"
-            .into())
+        Err(format!(
+            "the engine made no network for it within {} s: it makes one after the other, so create fewer containers at \
+             once; docker info says whether the engine is well",
+            MADE_WITHIN.as_secs()
+        )
+        .into())
     }
 
     /// Keeps networks ready until the session stops.

@@ -68,10 +68,15 @@ impl Refusals {
 
     /// A token of `cloud` was minted, so every reason for that cloud may be shown again.
     pub(super) fn over(&self, cloud: Cloud) {
-        let mut all = self.lock();
-        let Some(shown) = all.get_mut(&cloud) else { return };
-        shown.reasons.clear();
-        if std::mem::take(&mut shown.outage) {
+        if let Some(shown) = self.lock().get_mut(&cloud) {
+            shown.reasons.clear();
+        }
+        self.delay_over(cloud);
+    }
+
+    /// A caller got a token of `cloud`, which may have been minted long ago: it resolves no refusal.
+    pub(super) fn delay_over(&self, cloud: Cloud) {
+        if self.lock().get_mut(&cloud).is_some_and(|shown| std::mem::take(&mut shown.outage)) {
             self.console.notice(format!("{cloud}: tokens are minted again"));
         }
     }
@@ -108,8 +113,9 @@ mod tests {
         refusals.tell(Cloud::Aws, "b", "not allowed");
         assert_eq!(count(), 2);
         refusals.over(Cloud::Azure);
+        refusals.delay_over(Cloud::Aws);
         refusals.tell(Cloud::Aws, "a", "log in again");
-        assert_eq!(count(), 2, "another cloud says nothing about this one");
+        assert_eq!(count(), 2, "neither another cloud nor an old token resolves this");
         refusals.over(Cloud::Aws);
         refusals.tell(Cloud::Aws, "a", "log in again");
         assert_eq!(count(), 3);

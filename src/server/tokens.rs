@@ -153,7 +153,7 @@ impl Server {
                 MintFailure::Slow => TokenRefusal(TokenFailure::IdentityTransient, SLOW.into()),
             },
         )?;
-        self.refusals.over(Cloud::Google);
+        self.refusals.delay_over(Cloud::Google);
         self.hand_out(caller, &ask.account.email, For::Audience(&ask.audience), &token.about());
         Ok(metadata::identity_reply(&token))
     }

@@ -16,7 +16,7 @@ use crate::support::fake_aws::{self, FakeAws, REGION, Role};
 use crate::support::fake_engine::{Act, FakeEngine, json};
 use crate::support::fake_entra::{APP, FakeEntra, TENANT, Trust};
 use crate::support::fake_google::{Failure, FakeGoogle, rsa_key};
-use crate::support::front::{Fault, Front};
+use crate::support::fault_proxy::{Fault, FaultProxy};
 use crate::support::proxy_fixture::Scratch;
 use crate::support::session::{Folder, program};
 
@@ -245,9 +245,9 @@ fn upstream_refusals_need_a_new_login() {
 #[test]
 fn an_unreachable_upstream_is_named_to_client_and_person() {
     let google = FakeGoogle::start();
-    let front = Front::of(google.address());
-    front.cause(Fault::Closed);
-    let port = format!("{}/token", front.url());
+    let proxy = FaultProxy::of(google.address());
+    proxy.cause(Fault::Closed);
+    let port = format!("{}/token", proxy.url());
     let cases = [
         ("no connection to Google", port.as_str()),
         ("the host name of Google is not found", "https://nowhere.invalid/token"),
@@ -268,7 +268,7 @@ fn an_unreachable_upstream_is_named_to_client_and_person() {
         assert_eq!(answer(|| server.token("")), client);
         let person = server.lines("");
         let recovers = if url == port {
-            front.stop();
+            proxy.stop();
             waits_for(Duration::from_secs(30), || server.token("").starts_with("200"));
             AGAIN
         } else {

@@ -11,14 +11,14 @@ use crate::support::failures::Happened;
 use crate::support::fake_aws::FakeAws;
 use crate::support::fake_entra::FakeEntra;
 use crate::support::fake_google::{FakeGoogle, rsa_key};
-use crate::support::front::{Fault, Front};
+use crate::support::fault_proxy::{Fault, FaultProxy};
 use crate::support::session::{Folder, program};
 
 #[test]
 fn a_reset_connection_to_google_is_a_temporary_failure() {
     let (google, folder) = (FakeGoogle::start(), Folder::new("failures"));
-    let front = Front::of(google.address());
-    let through = |text: &str| text.replace(&google.url(), &front.url());
+    let proxy = FaultProxy::of(google.address());
+    let through = |text: &str| text.replace(&google.url(), &proxy.url());
     let (config, file) = files(&folder.0, &google, &through(&google.service_account(KEY, rsa_key())));
     fs::write(&config, through(&fs::read_to_string(&config).unwrap())).unwrap();
     let mut command = program(&folder.0);
@@ -26,25 +26,25 @@ fn a_reset_connection_to_google_is_a_temporary_failure() {
     let server = Listener::start(command, &["--config", &config], &folder.0).map_err(|why| why.1).unwrap();
     assert_eq!(server.token(""), "200 the token");
     let before = server.said();
-    front.cause(Fault::Reset);
+    proxy.cause(Fault::Reset);
     let client = answer(|| server.token(OTHER));
     let person = server.lines(&before);
     assert_eq!(server.token(""), "200 the token", "the token that is there is served");
-    front.stop();
+    proxy.stop();
     waits_for(Duration::from_secs(30), || server.token(OTHER).starts_with("200"));
     let case = "Google resets the connection";
     Happened { part: "Google", case, client, person, recovers: AGAIN }.is_on_the_page();
 }
 
 /// A fault that begins before the program starts.
-fn begins_with(
+fn fails_from_the_start(
     part: &'static str,
     (case, fault): (&'static str, Fault),
-    front: &Front,
+    proxy: &FaultProxy,
     start: impl Fn() -> Result<Listener, (i32, String)>,
     ask: impl Fn(&Listener) -> String,
 ) {
-    front.cause(fault);
+    proxy.cause(fault);
     let server = start().unwrap_or_else(|(code, said)| panic!("{case}: {code}: {said}"));
     let mut client = String::new();
     // Without an answer, an attempt is under way for most of the time.
@@ -53,7 +53,7 @@ fn begins_with(
         (fault == Fault::Silence) == client.contains("still being minted")
     });
     let person = server.lines("");
-    front.stop();
+    proxy.stop();
     waits_for(Duration::from_secs(60), || ask(&server).starts_with("200"));
     Happened { part, case, client, person, recovers: AGAIN }.is_on_the_page();
 }
@@ -67,8 +67,8 @@ fn faults_of_the_connection_to_aws_do_not_prevent_the_start() {
         ("no connection to AWS", Fault::Closed),
     ] {
         let (aws, folder) = (FakeAws::start(), Folder::new("failures"));
-        let front = Front::of(aws.address());
-        begins_with("AWS", case, &front, || with_aws(&aws, &front.url(), &folder), ask_aws);
+        let proxy = FaultProxy::of(aws.address());
+        fails_from_the_start("AWS", case, &proxy, || with_aws(&aws, &proxy.url(), &folder), ask_aws);
     }
 }
 
@@ -81,7 +81,7 @@ fn faults_of_the_connection_to_entra_do_not_prevent_the_start() {
         ("no connection to Entra", Fault::Closed),
     ] {
         let (entra, folder) = (FakeEntra::start(), Folder::new("failures"));
-        let front = Front::of(entra.address());
-        begins_with("Azure", case, &front, || with_azure(&entra, &front.url(), &folder), ask_azure);
+        let proxy = FaultProxy::of(entra.address());
+        fails_from_the_start("Azure", case, &proxy, || with_azure(&entra, &proxy.url(), &folder), ask_azure);
     }
 }

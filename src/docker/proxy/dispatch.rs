@@ -297,15 +297,15 @@ impl Proxy {
             ));
         }
         let named = body["Container"].as_str().unwrap_or_default();
-        // With `link-local` the relay is on the default bridge, which is not reserved. An image can have the label of
-        // a relay, also of another session's, but then only the connects of its own containers are refused.
+        // With `link-local`, relays are on the default bridge, which is not reserved. The label also finds the relays of
+        // other sessions. Any image can have it, and then only its own containers stay where they are.
         let found = self.lookups.container(named).await?;
         let relay = found.is_some_and(|found| found["Config"]["Labels"][ROLE_LABEL] == "relay");
         if relay || self.lookups.is_ours(ReservedKind::Container, named).await? {
             return Err(Refusal::forbidden(format!("container {named} is reserved")));
         }
         if action == "connect" {
-            self.places.judge_connect(network)?;
+            self.places.judge_connect(named, network)?;
         }
         let uri = target.uri().map_err(Refusal::malformed)?;
         self.engine.forward(rewritten(parts, &body), uri, None).await

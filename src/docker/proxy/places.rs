@@ -128,14 +128,20 @@ impl AttachmentChooser {
         Ok(found.is_some_and(|found| could_forge(&found["HostConfig"])))
     }
 
-    /// Whether a client that names `network` means the default bridge, and containers with an identity have
-    /// their addresses there. The engine also accepts the id, and the beginning of it.
-    pub(super) fn is_shared_bridge(&self, network: &str) -> bool {
-        let shared = self.settings.segment.as_ref().filter(|segment| segment.is_default_bridge());
-        shared.is_some_and(|segment| DEFAULT.contains(&network) || segment.network().id.starts_with(network))
+    /// The default bridge, if containers with an identity have their addresses there.
+    fn shared_bridge(&self) -> Option<&Segment> {
+        self.settings.segment.as_ref().filter(|segment| segment.is_default_bridge())
     }
 
-    /// Whether the container is on such a bridge, itself or in the network of another one, which may have joined a third
+    /// Whether a client that names `network` means [`Self::shared_bridge`]. The engine also accepts the id, and the
+    /// beginning of it.
+    fn is_shared_bridge(&self, network: &str) -> bool {
+        let named =
+            |segment: &Segment| DEFAULT.contains(&network) || segment.network().id.starts_with(network);
+        self.shared_bridge().is_some_and(named)
+    }
+
+    /// Whether the container is on that bridge, itself or in the network of another one, which may have joined a third
     /// one. A container whose network is not known counts as one that is.
     async fn is_beside_others(&self, mut found: Value) -> Result<bool, Refusal> {
         for _ in 0..JOINED_IN_A_ROW {
@@ -174,8 +180,7 @@ impl AttachmentChooser {
     /// Refuses a container that is about to run on the default bridge, if containers with an identity have
     /// their addresses there and it could forge them.
     pub(super) async fn judge_neighbour(&self, id: &ContainerId) -> Result<(), Refusal> {
-        if !self.settings.segment.as_ref().is_some_and(Segment::is_default_bridge) || self.is_known(id).await
-        {
+        if self.shared_bridge().is_none() || self.is_known(id).await {
             return Ok(());
         }
         let Some(found) = self.lookups.container(id.as_str()).await? else { return Ok(()) };
@@ -187,7 +192,7 @@ impl AttachmentChooser {
 
     /// A privileged exec can forge, whatever its container dropped.
     pub(super) async fn judge_privileged_exec(&self, id: &ContainerId) -> Result<(), Refusal> {
-        if !self.is_shared_bridge(DEFAULT_BRIDGE) {
+        if self.shared_bridge().is_none() {
             return Ok(());
         }
         let Some(found) = self.lookups.container(id.as_str()).await? else { return Ok(()) };
@@ -197,18 +202,6 @@ impl AttachmentChooser {
         }
     }
 
-    /// Refuses every connect to such a bridge: other containers may be in the network of the one that is connected, and
-    /// commands may run in it that its settings do not show.
-    pub(super) fn judge_connect(&self, network: &str) -> Result<(), Refusal> {
-        if !self.is_shared_bridge(network) {
-            return Ok(());
-        }
-        Err(Refusal::forbidden(
-            "what runs in its network could forge addresses of containers with an identity on the default bridge \
-             (network.attach = \"link-local\"): name the network in the create, or set network.attach = \"auto\"",
-        ))
-    }
-
     /// The same check for the create of a container without an identity. If only its start were refused, the
     /// container would be left behind, and the docker command line would wait for its removal.
     pub(super) fn judge_new_neighbour(&self, body: &Value) -> Result<(), Refusal> {
@@ -216,6 +209,20 @@ impl AttachmentChooser {
         let on = self.is_shared_bridge(mode) || endpoints(body).any(|(name, _)| self.is_shared_bridge(name));
         match on && could_forge(&body["HostConfig"]) {
             true => Err(could_forge_refusal("it")),
+            false => Ok(()),
+        }
+    }
+
+    /// Refuses every connect to the default bridge, if containers with an identity have their addresses there: other
+    /// containers may be in the network of the one that is connected, and commands that its settings do not show may
+    /// run in it.
+    pub(super) fn judge_connect(&self, container: &str, network: &str) -> Result<(), Refusal> {
+        match self.is_shared_bridge(network) {
+            true => Err(Refusal::forbidden(format!(
+                "what runs in the network of {container} could forge addresses of containers with an identity on the \
+                 default bridge (network.attach = \"link-local\"): name the bridge in its create, or set \
+                 network.attach = \"auto\""
+            ))),
             false => Ok(()),
         }
     }

@@ -343,7 +343,7 @@ fn a_stranger_that_could_forge_is_kept_from_a_shared_bridge() {
 
 /// By its names, by the network of what is on it, and by what is connected to it later.
 #[test]
-fn a_forger_finds_no_other_way_onto_a_shared_bridge() {
+fn names_and_joins_lead_no_forger_to_a_shared_bridge() {
     if is_podman() {
         return; // Podman gives no link-local addresses
     }

@@ -202,7 +202,12 @@ fn task(session: &Session, name: &str) -> Container {
 
 /// Puts another container at the address of one that ends; the session is told of the second at once, and
 /// only much later of the end of the first. The first answer to the second, and the second.
-fn heir_of(first: &Container, between: &DelayedEngine, at: &str, option: &str) -> (String, Container) {
+fn next_at_the_address_of(
+    first: &Container,
+    between: &DelayedEngine,
+    at: &str,
+    option: &str,
+) -> (String, Container) {
     // Podman uses `remove` for `destroy`.
     for action in ["die", "disconnect", "destroy", "remove"] {
         between.hold(action, &first.0, Duration::from_secs(12));
@@ -211,23 +216,23 @@ fn heir_of(first: &Container, between: &DelayedEngine, at: &str, option: &str) -
     let asks = format!("curl -s -m 4 -w '\\nHTTP %{{http_code}}\\n' -H Metadata-Flavor:Google {url}");
     let script = format!("for n in $(seq 20); do {asks}; sleep 0.1; done");
     let (network, image) = (network_of(&first.0), task_image());
-    let heir =
+    let second =
         Container::raw(&["--network", &network, option, at, &image, "timeout", "5", "sh", "-c", &script]);
     raw(&["kill", &first.0]);
     until("the address is free", Duration::from_secs(5), || {
-        docker_at(&engine_socket(), &["start", &heir.0]).status.success()
+        docker_at(&engine_socket(), &["start", &second.0]).status.success()
     });
-    raw(&["wait", &heir.0]);
+    raw(&["wait", &second.0]);
     assert!(between.place("die", &first.0).is_none(), "the session was told of the end already");
-    let told = raw(&["logs", &heir.0]);
+    let told = raw(&["logs", &second.0]);
     assert!(!told.contains("access_token"), "{told}");
     assert!(told.matches("HTTP 503").count() > 1 && !told.contains("HTTP 2"), "{told}");
     let (body, status) = told.split_once("\nHTTP ").unwrap();
-    (format!("{} {body}", status.lines().next().unwrap()), heir)
+    (format!("{} {body}", status.lines().next().unwrap()), second)
 }
 
 #[test]
-fn an_address_that_changes_hands_before_the_events() {
+fn the_next_container_at_an_address_gets_no_old_token() {
     let folder = Folder::new("between");
     let between = DelayedEngine::start(&folder.0, &engine_socket());
     let host = format!("unix://{}", between.socket.display());
@@ -244,7 +249,7 @@ fn an_address_that_changes_hands_before_the_events() {
     // The engine lets two containers have one link-local address.
     let on_bridge = session("attach = \"own\"\n");
     let (first, at) = reader(&on_bridge);
-    heir_of(&first, &between, &at, "--link-local-ip");
+    next_at_the_address_of(&first, &between, &at, "--link-local-ip");
     drop((first, on_bridge));
 
     let session = session("attach = \"second\"\npool = \"10.219.39.0/28\"\n");
@@ -253,8 +258,8 @@ fn an_address_that_changes_hands_before_the_events() {
     let _held: Vec<Container> = (0..9).map(|_| Container(session.ok(&["create", &image, "true"]))).collect();
     let (first, at) = reader(&session);
     let before = session.said();
-    let (client, heir) = heir_of(&first, &between, &at, "--ip");
-    drop(heir);
+    let (client, second) = next_at_the_address_of(&first, &between, &at, "--ip");
+    drop(second);
     until("the end is told", Duration::from_secs(30), || between.place("die", &first.0).is_some());
     session.wait_for("ended  ", Duration::from_secs(5));
     let person = since(&session, &before);

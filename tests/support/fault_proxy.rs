@@ -23,19 +23,19 @@ pub(crate) enum Fault {
 }
 
 /// Passes requests on while there is no fault. Ends when dropped.
-pub(crate) struct Front {
+pub(crate) struct FaultProxy {
     address: SocketAddr,
     fault: Arc<Mutex<Option<Fault>>>,
     ended: Arc<AtomicBool>,
 }
 
-impl Front {
+impl FaultProxy {
     pub(crate) fn of(upstream: SocketAddr) -> Self {
         let first = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = first.local_addr().unwrap();
         let (fault, ended) = (Arc::default(), Arc::default());
-        let front = Self { address, fault, ended };
-        let (fault, ended) = (front.fault.clone(), front.ended.clone());
+        let proxy = Self { address, fault, ended };
+        let (fault, ended) = (proxy.fault.clone(), proxy.ended.clone());
         std::thread::spawn(move || {
             let mut open = Some(first);
             while !ended.load(Ordering::SeqCst) {
@@ -54,7 +54,7 @@ impl Front {
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
-        front
+        proxy
     }
 
     pub(crate) fn url(&self) -> String {
@@ -75,7 +75,7 @@ impl Front {
     }
 }
 
-impl Drop for Front {
+impl Drop for FaultProxy {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::SeqCst);
     }
