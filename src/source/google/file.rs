@@ -121,7 +121,7 @@ pub(super) fn read(
         // Logging in again helps only if the file holds a login.
         let login = usual.as_deref() == Some(path) || holds(text, "authorized_user");
         let remedy = if login { format!("; log in again: `{LOGIN}`") } else { String::new() };
-        format!("the credential file {name} {}{remedy}", unread_as(text, error.line()))
+        format!("the credential file {name} {}{remedy}", unread_as(text, error.line(), login))
     })?;
     let file = CredentialFile::deserialize(document)
         .map_err(|wrong| format!("the credential file {name}: {wrong}"))?;
@@ -136,7 +136,7 @@ fn holds(bytes: &[u8], word: &str) -> bool {
 }
 
 /// Describes a file that is not JSON; serde's own message would quote the input.
-fn unread_as(bytes: &[u8], line: usize) -> String {
+fn unread_as(bytes: &[u8], line: usize, login: bool) -> String {
     let text = std::str::from_utf8(bytes).unwrap_or_default();
     let key = "; download the key of a service account as JSON";
     match quote::no_path(text) {
@@ -152,7 +152,8 @@ fn unread_as(bytes: &[u8], line: usize) -> String {
             format!("holds {shape}; decode it first (base64 -d)")
         }
         Some(shape @ "a JSON Web Token") => format!("holds {shape}, not the JSON of a credential"),
-        _ => format!("is not valid JSON (line {line})"),
+        _ if login => format!("is not valid JSON (line {line})"),
+        _ => format!("is not valid JSON (line {line}); if it was cut short, write or download it again"),
     }
 }
 
