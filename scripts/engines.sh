@@ -153,6 +153,7 @@ podman_settings() {
     mkdir -p "$state/etc/containers"
     echo '{"default":[{"type":"insecureAcceptAnything"}]}' >"$state/etc/containers/policy.json"
     echo 'unqualified-search-registries = []' >"$state/etc/containers/registries.conf"
+    # Podman stops a container before it removes it, with -f too: a second for those that ignore SIGTERM, not ten.
     # crun refuses a machine with cgroups of both versions; without a limit named here, Podman sets one that only
     # a process with CAP_SYS_RESOURCE may.
     runtime=crun
@@ -165,6 +166,7 @@ default_ulimits = ["nofile=$(ulimit -Hn):$(ulimit -Hn)"]
 runtime = "$runtime"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+stop_timeout = 1
 END
     unset XDG_RUNTIME_DIR XDG_CONFIG_HOME CONTAINERS_CONF CONTAINERS_REGISTRIES_CONF
 }

@@ -179,6 +179,12 @@ pub(crate) fn raw(arguments: &[&str]) -> String {
     String::from_utf8(out.stdout).unwrap().trim().to_string()
 }
 
+/// How often a test repeats what may go wrong by chance: `times`, and a quarter of it with `scripts/test --differing`,
+/// which looks for differences between engines and not for rare races.
+pub(crate) fn repeated(times: usize) -> usize {
+    if std::env::var_os("KFP_CREDS_TEST_DIFFERING").is_some() { times / 4 } else { times }
+}
+
 /// Networks that should have been removed. A network without containers that the engine cannot remove,
 /// because it miscounts (seen on 20.10 under load, also with networks of no session), is printed and left
 /// out.

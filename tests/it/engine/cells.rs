@@ -12,7 +12,7 @@ use super::attacks::{STRICT, address, inspect, network_of, relay_of};
 use super::stress;
 use crate::support::raw::{Container, answer, ask, token, until};
 use crate::support::session::{
-    Folder, Session, docker_at, engine_socket, is_podman, program, raw, task_image,
+    Folder, Session, docker_at, engine_socket, is_podman, program, raw, repeated, task_image,
 };
 
 fn id(session: &Session) -> String {
@@ -187,12 +187,13 @@ fn no_attach_and_no_exit_code_is_lost_in_isolation() {
     let config = format!("{STRICT}{}", stress::IDENTITIES);
     let session = Session::offline(&config, &[]);
     let expect = ["reader", "writer"].map(|task| format!("--expect={task}={task}@p.iam.gserviceaccount.com"));
-    let arguments = ["-n", "48", "-p", "6", &expect[0], &expect[1]];
+    let count = repeated(48).to_string();
+    let arguments = ["-n", &count, "-p", "6", &expect[0], &expect[1]];
     let (report, faultless) = stress::report("stress.py", &session.socket, &arguments);
     assert!(faultless, "{report}\n{}", session.said());
     let name = id(&session);
     let (_, said) = session.end();
-    assert!(said.contains("session ended 48 attached, 48 ended, 48 tokens outstanding"), "{said}");
+    assert!(said.contains(&format!("session ended {count} attached, {count} ended, {count} tokens outstanding")), "{said}");
     assert!(networks(&name).is_empty(), "{said}");
 }
 

@@ -2,7 +2,7 @@
 //! #49935), so one start proves nothing.
 
 use crate::support::raw::{Container, Internal, ask, token};
-use crate::support::session::{Session, docker_at, engine_socket, task_image};
+use crate::support::session::{Session, docker_at, engine_socket, repeated, task_image};
 
 /// Prints the addresses of `eth0` and asks for a token.
 fn script() -> String {
@@ -56,17 +56,17 @@ fn two_at_create() -> bool {
 }
 
 #[test]
-fn the_user_s_network_is_eth0_in_fifty_starts() {
+fn the_user_s_network_is_eth0_in_every_start() {
     let (session, network) = (Session::offline("", &["--all"]), Internal::new());
-    hold(&interfaces(&session, &[&network], 50), 1);
+    hold(&interfaces(&session, &[&network], repeated(50)), 1);
 }
 
 #[test]
-fn the_user_s_two_networks_are_eth0_and_eth1_in_fifty_starts() {
+fn the_user_s_two_networks_are_eth0_and_eth1_in_every_start() {
     let session = Session::offline("", &["--all"]);
     let networks = [Internal::new(), Internal::new()];
     if two_at_create() {
-        hold(&interfaces(&session, &[&networks[0], &networks[1]], 50), 2);
+        hold(&interfaces(&session, &[&networks[0], &networks[1]], repeated(50)), 2);
         return;
     }
     // For such an engine, the second network is connected by hand.
@@ -84,10 +84,10 @@ fn the_user_s_two_networks_are_eth0_and_eth1_in_fifty_starts() {
 #[test]
 fn in_isolation_the_users_network_is_eth0_too() {
     let (session, network) = (Session::offline(super::attacks::STRICT, &["--all"]), Internal::new());
-    hold(&interfaces(&session, &[&network], 25), 1);
+    hold(&interfaces(&session, &[&network], repeated(25)), 1);
     // The same after the relay was replaced.
     let relay = format!("kfp-creds-relay-{}", session.socket.file_stem().unwrap().to_string_lossy());
     docker_at(&engine_socket(), &["kill", &relay]);
     session.wait_for("the relay died and was replaced", std::time::Duration::from_secs(20));
-    hold(&interfaces(&session, &[&network], 25), 1);
+    hold(&interfaces(&session, &[&network], repeated(25)), 1);
 }

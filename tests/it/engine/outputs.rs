@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use crate::support::session::{Session, engine_socket, nobody, python, raw, task_image};
+use crate::support::session::{Session, engine_socket, nobody, python, raw, repeated, task_image};
 
 /// An internal network of this test, since a container without identity could otherwise reach the network.
 struct Network(String);
@@ -25,7 +25,7 @@ impl Drop for Network {
 }
 
 /// Runs `tests/python/auto_removed.py`: counts of logs and codes.
-fn auto_removed(socket: &Path, network: &Network, count: u32) -> Value {
+fn auto_removed(socket: &Path, network: &Network, count: usize) -> Value {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/auto_removed.py");
     let ran = Command::new(python())
         .arg(script)
@@ -44,16 +44,17 @@ fn neither_codes_nor_logs_of_auto_removed_tasks_are_lost() {
     if std::env::var("KFP_CREDS_TEST_DIRECT").is_ok() {
         eprintln!("the engine alone: {}", auto_removed(&engine_socket(), &network, 100));
     }
-    let session = Session::offline("", &["--all"]);
-    let seen = auto_removed(&session.socket, &network, 100);
-    assert_eq!(seen["codes"], json!({"right": 100}), "{seen}");
-    assert_eq!(seen["logs"], json!({"whole": 100}), "{seen}");
+    let (session, count) = (Session::offline("", &["--all"]), repeated(100));
+    let seen = auto_removed(&session.socket, &network, count);
+    assert_eq!(seen["codes"], json!({"right": count}), "{seen}");
+    assert_eq!(seen["logs"], json!({"whole": count}), "{seen}");
 }
 
 /// `run --rm` fifty times with each command line: no code and no line is lost.
 #[test]
 fn both_command_lines_report_every_exit_code() {
     let (network, session) = (Network::new("cli"), Session::offline("", &["--all"]));
+    let count = u32::try_from(repeated(50)).unwrap();
     for variable in ["KFP_CREDS_DOCKER_CLI_28", "KFP_CREDS_DOCKER_CLI_20"] {
         let program = std::env::var(variable)
             .unwrap_or_else(|_| panic!("{variable} is not set: run scripts/setup --all, and . .work/env"));
@@ -69,7 +70,7 @@ fn both_command_lines_report_every_exit_code() {
             let lanes: Vec<_> = (0..4)
                 .map(|lane| {
                     scope.spawn(move || {
-                        (1..=50).filter(|n| n % 4 == lane).map(|n| (n, run(n))).collect::<Vec<_>>()
+                        (1..=count).filter(|n| n % 4 == lane).map(|n| (n, run(n))).collect::<Vec<_>>()
                     })
                 })
                 .collect();
@@ -80,7 +81,7 @@ fn both_command_lines_report_every_exit_code() {
             })
             .collect()
         });
-        assert!(wrong.is_empty(), "{program}: {} of 50: {wrong:?}", wrong.len());
+        assert!(wrong.is_empty(), "{program}: {} of {count}: {wrong:?}", wrong.len());
     }
 }
 

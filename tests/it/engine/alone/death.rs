@@ -1,10 +1,13 @@
 //! Promise 3: after the die event, a container's address gets nothing; and callers do not notice that a relay
 //! dies.
 
+use std::process::Command;
 use std::time::Duration;
 
 use crate::support::fake_google::{CANARY, FakeGoogle};
-use crate::support::raw::{Container, SECOND, TOKEN, address, answer, ask, network, token, until};
+use crate::support::raw::{
+    Container, Running, SECOND, TOKEN, address, answer, ask, network, token, until,
+};
 use crate::support::session::{Folder, Session, docker_at, engine_socket, is_podman, raw, task_image};
 
 const SLEEPS: [&str; 3] = ["sh", "-c", "exec sleep 60"];
@@ -137,18 +140,16 @@ fn the_last_token_goes_out_within_100_ms_of_the_die_event() {
     assert!(delays.iter().all(|(_, refusal)| *refusal < 1000.0), "{delays:?} ms");
 }
 
-/// The time of the container's die event, in seconds.
+/// The time of the container's die event, in seconds. Reads a stream without an end: with `--until`, Podman stops
+/// reading its file of events at that time, wherever it is.
 fn died_at(container: &Container) -> f64 {
     let filter = format!("container={}", container.0);
-    let end = format!("{}", std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() + 1);
-    let events = ["events", "--since", "10m", "--until", &end, "--filter", &filter, "--filter", "event=die"];
-    let mut nanos = String::new();
-    // Podman reads its events from a file that it truncates now and then.
-    until("the die event", Duration::from_secs(5), || {
-        nanos = raw(&[&events[..], &["--format", "{{.TimeNano}}"]].concat());
-        !nanos.is_empty()
-    });
-    nanos.lines().last().unwrap().parse::<f64>().unwrap() / 1e9
+    let mut command = Command::new("docker");
+    command.args(["-H", &format!("unix://{}", engine_socket().display()), "events", "--since", "10m"]);
+    command.args(["--filter", &filter, "--filter", "event=die", "--format", "{{.TimeNano}}"]);
+    let events = Running::spawn(&mut command, None);
+    until("the die event", Duration::from_secs(10), || events.out().ends_with('\n'));
+    events.out().lines().last().unwrap().parse::<f64>().unwrap() / 1e9
 }
 
 /// Sees every byte that reaches its interface, at any port.
