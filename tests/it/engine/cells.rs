@@ -193,7 +193,10 @@ fn no_attach_and_no_exit_code_is_lost_in_isolation() {
     assert!(faultless, "{report}\n{}", session.said());
     let name = id(&session);
     let (_, said) = session.end();
-    assert!(said.contains(&format!("session ended {count} attached, {count} ended, {count} tokens outstanding")), "{said}");
+    assert!(
+        said.contains(&format!("session ended {count} attached, {count} ended, {count} tokens outstanding")),
+        "{said}"
+    );
     assert!(networks(&name).is_empty(), "{said}");
 }
 

@@ -5,9 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::support::fake_google::{CANARY, FakeGoogle};
-use crate::support::raw::{
-    Container, Running, SECOND, TOKEN, address, answer, ask, network, token, until,
-};
+use crate::support::raw::{Container, Running, SECOND, TOKEN, address, answer, ask, network, token, until};
 use crate::support::session::{Folder, Session, docker_at, engine_socket, is_podman, raw, task_image};
 
 const SLEEPS: [&str; 3] = ["sh", "-c", "exec sleep 60"];

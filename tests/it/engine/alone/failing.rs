@@ -362,12 +362,15 @@ fn commands_that_end_in_other_ways() {
     let marker = Folder::new("marker");
     let running = marker.0.join("running");
     let twice = format!("trap '' INT; touch {}; exec sleep 60", running.display());
+    let ignores = format!("trap '' INT TERM; touch {}; exec sleep 60", running.display());
     for (case, script, interrupts) in [
         ("the command exits with 255", "exit 255", 0),
         ("the command is killed", "kill -9 $$", 0),
         ("the command leaves a process behind", "setsid sleep 5 >/dev/null 2>&1 & exit 0", 0),
         ("SIGTERM is sent twice", twice.as_str(), 2),
+        ("SIGTERM is sent, and the command ignores it", ignores.as_str(), 1),
     ] {
+        let _ = std::fs::remove_file(&running);
         let (code, person) = command(script, |pid| {
             for _ in 0..interrupts {
                 until("the command runs", Duration::from_secs(20), || running.exists());
