@@ -201,7 +201,7 @@ fn beyond_the_rules(outcome: &PreviewOutcome, rules: &Rules, task: &Task) -> Str
     match outcome {
         PreviewOutcome::Attach(notices) => {
             let line = |notice: &String| {
-                format!("note          {notice}, so its clients may not use the metadata server\n")
+                format!("note          {notice}, so its clients might not ask the metadata server\n")
             };
             notices.iter().map(line).collect()
         }

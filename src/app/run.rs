@@ -112,7 +112,7 @@ fn has_login(env: &Environment) -> bool {
 pub(super) async fn close(session: Session, keep: bool, signals: &mut Signals, console: &Console) {
     let mut closing = std::pin::pin!(session.close(keep));
     for advice in [
-        "still ending; press it again to leave the rest to the next start",
+        "still ending; press Ctrl-C or send the signal again to leave the rest to the next start",
         "left as it is: the next start of kfp-creds removes it",
     ] {
         tokio::select! {
@@ -136,7 +136,7 @@ pub(super) async fn open(
         _ = signals.next() => {}
     }
     console
-        .notice("ending as soon as the start can be undone; press it again to leave that to the next start");
+        .notice("ending as soon as the start can be undone; press Ctrl-C or send the signal again to leave that to the next start");
     tokio::select! {
         opened = &mut opening => if let Ok(session) = opened {
             close(session, false, signals, console).await;
@@ -202,7 +202,10 @@ async fn attend(
 fn end(session: &Session, child: &tokio::process::Child, asked: EndSignal, keep: bool, console: &Console) {
     child::pass_on(child, asked);
     session.refuse_creates();
-    console.notice("ending: no new containers, running ones are stopped; press it again to end at once");
+    let running = if keep { "running ones are kept" } else { "running ones are stopped" };
+    console.notice(format!(
+        "ending: no new containers, {running}; press Ctrl-C or send the signal again to end at once"
+    ));
     if !keep {
         session.begin_stop();
     }

@@ -94,7 +94,7 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         baseline: Option<PathBuf>,
         /// What to search: a path, or an image of the engine if no such path exists
-        #[arg(value_name = "IMAGE|DIR|TAR")]
+        #[arg(value_name = "IMAGE|DIR|FILE")]
         target: String,
     },
     /// Lists the containers of running sessions, with their tokens and the times when those expire

@@ -75,7 +75,7 @@ pub fn metadata() -> String {
         "SchemaVersion": "0.1.0",
         "Vendor": "kfp-creds",
         "Version": env!("CARGO_PKG_VERSION"),
-        "ShortDescription": "Google credentials for containers of local Kubeflow pipelines",
+        "ShortDescription": "Short-lived cloud credentials for containers of local Kubeflow pipelines",
     })
     .to_string()
 }

@@ -72,8 +72,8 @@ fn secured(
         (Endpoint::Tcp { .. }, Some((folder, own))) => Ok(endpoint.with_tls(&folder, own)),
         (Endpoint::Tcp { .. }, None) if plain => Ok(endpoint.plain()),
         (Endpoint::Tcp { .. }, None) => Err(format!(
-            "{from}: {} is TCP without TLS, on which everybody on the way is root at that engine; {SECURED}, use \
-             ssh://, or set plain_tcp = true in kfp-creds.toml",
+            "{from}: {} is TCP without TLS, where everybody on the network path has root access to the engine; {SECURED}, \
+             use ssh://, or set plain_tcp = true in kfp-creds.toml",
             endpoint.plain()
         )),
         (Endpoint::Unix(_) | Endpoint::Ssh(_), _) => Ok(endpoint),

@@ -46,8 +46,8 @@ const CAUSES: [(&[&str], &str, Remedy); 9] = [
     ),
     (
         &["permission denied", "not permitted", "forbidden"],
-        "permission denied by the engine; docker run --rm hello-world: where that is refused too, this engine does \
-         not obey you",
+        "permission denied by the engine; docker run --rm hello-world: if that is refused too, you have no \
+         permission to use this engine",
         Remedy::GainRights,
     ),
     (

@@ -188,15 +188,17 @@ async fn ssh_failure(ssh: &Ssh) -> Reason {
             return "needs the program ssh, which is not in PATH".into();
         }
         Ok(Err(_)) | Err(_) => {
-            return Reason::advice(format!("ssh does not come through; try: ssh {host} docker version"));
+            return Reason::advice(format!("ssh does not connect; try: ssh {host} docker version"));
         }
     };
     tracing::debug!(said = %String::from_utf8_lossy(&output.stderr).trim_end(), "ssh");
     Reason::advice(match output.status.code() {
-        Some(255) => format!("ssh refuses or is refused (it must need no password); try: ssh {host} true"),
+        Some(255) => format!(
+            "ssh failed to connect or to log in (it has to work without a password); try: ssh {host} true"
+        ),
         Some(127) => format!("has no docker command in the PATH of ssh; try: ssh {host} docker version"),
         _ => {
-            format!("no engine answers there, or it does not obey that user; try: ssh {host} docker version")
+            format!("no engine answers there, or that user may not use it; try: ssh {host} docker version")
         }
     })
 }
@@ -205,7 +207,7 @@ fn tcp_failure(tls: bool, error: Option<&io::Error>) -> &'static str {
     let refused = error.and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match (refused, error.map(io::Error::kind)) {
         (Some(rustls::Error::InvalidCertificate(_)), _) => {
-            "its certificate is not signed by ca.pem, is over, or is not for this name"
+            "its certificate is not signed by ca.pem, has expired, or is not for this name"
         }
         (Some(_), _) => "does not agree on TLS: is cert.pem one that it knows, and is this its TLS port?",
         (None, Some(io::ErrorKind::ConnectionRefused)) => "nobody listens: is the engine running?",
@@ -224,7 +226,7 @@ fn unix_failure(path: &Path, error: Option<&io::Error>) -> Reason {
         Some(io::ErrorKind::ConnectionRefused) => {
             "nobody listens: is the engine running? (sudo systemctl start docker)"
         }
-        _ => "does not answer as an engine: does docker info?",
+        _ => "does not answer as an engine: does docker info work?",
     };
     why.into()
 }

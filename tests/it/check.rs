@@ -85,7 +85,7 @@ fn check_finds_a_missing_role_and_an_overriding_image() {
     assert!(fix.starts_with("    fix ") && fix.ends_with(&bind), "{text}");
     let [found, fix] = look(&text, "??", "images");
     assert!(
-        found.ends_with("shy:1 sets NO_GCE_CHECK: its clients may not use the metadata server"),
+        found.ends_with("shy:1 sets NO_GCE_CHECK: its clients might not ask the metadata server"),
         "{text}"
     );
     assert!(fix.contains("ENV NO_GCE_CHECK= in its Dockerfile"), "{text}");

@@ -50,7 +50,7 @@ fn a_hanging_engine_ends_in_a_time_out() {
     until("the engine is asked", Duration::from_secs(10), || !engine.seen().is_empty());
     run.signal("-INT");
     until("it says what it waits for", Duration::from_secs(10), || {
-        run.err().contains("press it again to leave that")
+        run.err().contains("send the signal again to leave that")
     });
     run.signal("-INT");
     assert_eq!(run.wait(Duration::from_secs(10)), 125, "{}", run.err());

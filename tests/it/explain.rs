@@ -129,7 +129,7 @@ fn explain_names_the_deciding_rule_and_the_others() {
     let shadowed = explained("shadowed.json").1;
     assert!(
         shadowed
-            .contains("note          NO_GCE_CHECK is set, so its clients may not use the metadata server"),
+            .contains("note          NO_GCE_CHECK is set, so its clients might not ask the metadata server"),
         "{shadowed}"
     );
     let inputs = explained("inputs.json").1;

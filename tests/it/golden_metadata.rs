@@ -249,14 +249,15 @@ fn scopes() -> String {
         "\n## Scopes of a token\n\n\
          | query of `\u{2026}/token` | what the token has |\n| --- | --- |\n\
          | no `scopes` | all scopes of the identity |\n\
-         | `scopes=a,b` | those of them that the identity has; with `cloud-platform` among them, or where none is left, all that the \
-         identity has. With `strict = true` one that it does not have is a 403 |\n\
+         | `scopes=a,b` | those of them that the identity has; all scopes of the identity if `cloud-platform` is among them, or if it \
+         has none of them. With `strict = true`, a scope that it does not have is a 403 |\n\
          | `scopes=a,b&enforce_scopes=true` (`1`, `yes`, `y`) | exactly those, or 403 with a line that names what is missing |\n\
          | `enforce_scopes=false` (`0`, `no`, `n`) | 400 |\n\n\
-         With `enforce_scopes` a scope may be asked for that the identity has, and, where it has `cloud-platform`, each that allows a \
-         part of that;\nbeside `cloud-platform` itself they add nothing and are left out. Where the credential cannot choose what its \
-         tokens have (a person's login,\ngcloud, a command, the machine's own metadata server), 403 says so; a service account that is \
-         impersonated from it can. The parts of\n`cloud-platform`, each after `https://www.googleapis.com/auth/`:\n\n",
+         With `enforce_scopes`, a request may name scopes that the identity has. If the identity has `cloud-platform`, the request may \
+         also name scopes that\nallow a part of it; next to `cloud-platform` itself, such a scope adds nothing and is left out. If the \
+         credential cannot choose the scopes of its tokens\n(a person's login, gcloud, a command, the machine's own metadata server), the \
+         answer is a 403 that says so; impersonate a service account with that\ncredential. The parts of `cloud-platform`, each after \
+         `https://www.googleapis.com/auth/`:\n\n",
     );
     for row in OF_GOOGLE_CLOUD.chunks(6) {
         let names: Vec<String> = row.iter().map(|name| format!("`{name}`")).collect();

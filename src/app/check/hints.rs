@@ -29,11 +29,11 @@ fn engine(remedy: &Remedy) -> &'static str {
         Remedy::RestoreFirewall => "sudo systemctl restart docker, which sets its firewall rules up again",
         Remedy::OpenFirewall => "sudo iptables -S DOCKER-USER; sudo nft list ruleset",
         Remedy::UseAnotherEngine => {
-            "let DOCKER_HOST, or engine in kfp-creds.toml, name an engine on this machine that does"
+            "set DOCKER_HOST, or engine in kfp-creds.toml, to an engine that kfp-creds supports"
         }
         Remedy::WakeEngine => "docker info: where it does not answer either, sudo systemctl restart docker",
         Remedy::GainRights => {
-            "docker run --rm hello-world: where that is refused too, this engine does not obey you"
+            "docker run --rm hello-world: if that is refused too, you have no permission to use this engine"
         }
         _ => "sudo journalctl -u docker --since -10min says why, and docker info whether the engine is well",
     }
@@ -118,7 +118,7 @@ mod tests {
             (Remedy::FreeDisk, "docker system df"),
             (Remedy::RestoreFirewall, "sudo systemctl restart docker"),
             (Remedy::AllowInPlugin, "docker info --format"),
-            (Remedy::UseAnotherEngine, "let DOCKER_HOST"),
+            (Remedy::UseAnotherEngine, "set DOCKER_HOST"),
             (Remedy::WakeEngine, "docker info: where it does not answer either"),
             (Remedy::OpenFirewall, "sudo iptables -S DOCKER-USER"),
             (Remedy::Unknown, "sudo journalctl -u docker"),

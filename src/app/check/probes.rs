@@ -150,7 +150,7 @@ pub(super) async fn images(engine: &Engine) -> Finding {
             let more =
                 if found.len() > 1 { format!(", and {} more", found.len() - 1) } else { String::new() };
             Finding::Odd(
-                format!("{image} sets {name}{more}: its clients may not use the metadata server"),
+                format!("{image} sets {name}{more}: its clients might not ask the metadata server"),
                 format!("ENV {name}= in its Dockerfile, or leave the variable out"),
             )
         }

@@ -106,7 +106,7 @@ impl<'a> ScanReport<'a> {
         }
         let known = match self.known {
             0 => String::new(),
-            known => format!(" beside {known} that the baseline knows"),
+            known => format!(" besides {known} that the baseline lists"),
         };
         if self.counts() == (0, 0) {
             print(&printable(&format!("{}: no key found{known}", self.target)));
@@ -290,7 +290,7 @@ mod tests {
         assert_eq!(objects[1]["layer"], "1/layer.tar");
         let all = Baseline::read(&lines.join("\n")).unwrap();
         assert_eq!(told(ReportFormat::Json, &all), (vec![lines[4].clone()], (0, 0), 4));
-        let clean = "t: no key found beside 4 that the baseline knows";
+        let clean = "t: no key found besides 4 that the baseline lists";
         assert_eq!(told(ReportFormat::Text, &all).0, [&format!("note: {note}"), clean]);
         let some = Baseline::read(&lines[1]).unwrap();
         assert_eq!(told(ReportFormat::Json, &some).1, (2, 1));

@@ -328,7 +328,7 @@ impl Proxy {
         for notice in notices {
             self.settings
                 .console
-                .notice(format!("{task}: {notice}, so its clients may not use the metadata server"));
+                .notice(format!("{task}: {notice}, so its clients might not ask the metadata server"));
         }
     }
 

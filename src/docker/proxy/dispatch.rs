@@ -35,7 +35,7 @@ impl Proxy {
         match route {
             Route::Probe => Ok(self.probe()),
             Route::Libpod => Err(Refusal::forbidden(
-                "Podman's own API (/libpod) would get past what is judged here; use the Docker-compatible one (docker, \
+                "Podman's own API (/libpod) would bypass the checks of kfp-creds; use the Docker-compatible one (docker, \
                  docker-py)",
             )),
             Route::Create if parts.method == Method::POST => self.create(parts, target, body).await,
@@ -343,7 +343,9 @@ impl Proxy {
     /// Judges a build by the classic builder, which runs its steps on the network that the query names.
     async fn judge_build(&self, target: &ApiTarget) -> Result<(), Refusal> {
         if let Some(key) = podman::build_key(target.query_keys()) {
-            return Err(Refusal::forbidden(format!("{key} of a build would get past what is judged here")));
+            return Err(Refusal::forbidden(format!(
+                "the build option {key} would bypass the checks of kfp-creds; leave it out"
+            )));
         }
         let mode = target.query("networkmode").unwrap_or_default();
         let Some(joined) = mode.strip_prefix("container:") else {

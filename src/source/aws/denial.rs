@@ -107,6 +107,15 @@ pub(super) fn refused(fault: Fault, what: &What<'_>) -> SourceError {
         What::Caller => format!("AWS does not accept the host's keys ({denial})"),
     };
     if passes(code) || fault.is_transient() {
+        let lead = match what {
+            What::Assume { role, .. } | What::WebIdentity { role } => {
+                format!(
+                    "AWS could not handle the request to assume the role {} ({denial})",
+                    quote::name(role)
+                )
+            }
+            What::Caller => format!("AWS could not handle the request to check the host's keys ({denial})"),
+        };
         return fault.transient(format!("{lead}; try again in a moment"));
     }
     SourceError::refused(Reason::advice(format!("{lead}: {}", advice(code, what))))

@@ -111,11 +111,16 @@ pub(super) async fn deny(
 fn refused(fault: Fault, role: &str) -> SourceError {
     let Fault::Denied(denial) = &fault else { return fault.into() };
     let code = denial.code.as_deref().unwrap_or_default();
-    let lead = format!("AWS does not let the host put a policy on the role {} ({denial})", quote::name(role));
+    let role = quote::name(role);
     if passes(code) || matches!(code, "ServiceFailure" | "ConcurrentModification") || denial.is_transient() {
-        return fault.transient(format!("{lead}; try again in a moment"));
+        return fault.transient(format!(
+            "AWS could not handle the request to put a policy on the role {role} ({denial}); try again in a moment"
+        ));
     }
-    SourceError::refused(Reason::advice(format!("{lead}: {}", advice(denial, code))))
+    let why = advice(denial, code);
+    SourceError::refused(Reason::advice(format!(
+        "AWS does not let the host put a policy on the role {role} ({denial}): {why}"
+    )))
 }
 
 fn advice(denial: &Denial, code: &str) -> &'static str {

@@ -130,7 +130,10 @@ fn an_engine_behind_ssh_works() {
     assert!(calls.lines().count() > 10, "{calls}");
 
     for (host, why) in [
-        ("ssh://elsewhere", "ssh refuses or is refused (it must need no password); try: ssh elsewhere true"),
+        (
+            "ssh://elsewhere",
+            "ssh failed to connect or to log in (it has to work without a password); try: ssh elsewhere true",
+        ),
         ("ssh://-oProxyCommand=touch$IFS/x", "names begin with a letter or a digit"),
         ("ssh://me:word@build.example", "contains a password"),
     ] {

@@ -134,8 +134,10 @@ fn two_more_signals_leave_a_hung_engine_to_the_next_start() {
     assert!(status >= 400 && said.contains("ending"), "{status} {said}");
     assert!(!session.said().contains("still ending"), "{}", session.said());
     signal();
-    session
-        .wait_for("still ending; press it again to leave the rest to the next start", Duration::from_secs(5));
+    session.wait_for(
+        "still ending; press Ctrl-C or send the signal again to leave the rest to the next start",
+        Duration::from_secs(5),
+    );
     signal();
     session.wait_for("left as it is: the next start of kfp-creds removes it", Duration::from_secs(5));
     let left_by = id(&session);

@@ -143,7 +143,7 @@ impl Builds {
         let mut words = items(&exec["Cmd"]);
         if words.any(|word| word == "dial-stdio") {
             self.guard.report_unscanned(&format!(
-                "what the builder in {container} builds, for its context comes in an exec"
+                "what the builder in {container} builds, because its context arrives through an exec"
             ));
         }
     }
