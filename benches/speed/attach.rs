@@ -72,6 +72,9 @@ fn ten_tasks(python: &str, socket: &Path) -> Outcome<f64> {
     let seconds = said.lines().rev().find_map(|line| line.strip_prefix("seconds ")?.parse::<f64>().ok());
     match seconds {
         Some(seconds) if ran.status.success() => Ok(seconds * 1e3 / 10.0),
-        _ => Err(format!("the pipeline failed: {}", said.lines().last().unwrap_or_default()).into()),
+        _ => {
+            let (at, why) = (socket.display(), said.lines().last().unwrap_or_default());
+            Err(format!("the pipeline at {at} failed: {why}").into())
+        }
     }
 }
