@@ -153,8 +153,8 @@ podman_settings() {
     mkdir -p "$state/etc/containers"
     echo '{"default":[{"type":"insecureAcceptAnything"}]}' >"$state/etc/containers/policy.json"
     echo 'unqualified-search-registries = []' >"$state/etc/containers/registries.conf"
-    # Podman stops a container before it removes it, with -f too: a second for those that ignore SIGTERM, not ten. By itself
-    # it cuts its file of events at 1 MB, about a thousand events; in a long run of tests the event of a removal was missing once.
+    # Before Podman removes a container, with -f too, it waits until SIGTERM ends it: stop_timeout makes that a second instead of ten.
+    # By default Podman cuts its file of events at 1 MB; in a long run of tests the event of a removal was missing once.
     # crun refuses a machine with cgroups of both versions; without a limit named here, Podman sets one that only
     # a process with CAP_SYS_RESOURCE may.
     runtime=crun
