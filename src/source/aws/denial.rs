@@ -100,24 +100,23 @@ pub(super) fn passes(code: &str) -> bool {
 pub(super) fn refused(fault: Fault, what: &What<'_>) -> SourceError {
     let Fault::Denied(denial) = &fault else { return fault.into() };
     let code = denial.code.as_deref().unwrap_or_default();
+    if passes(code) || fault.is_transient() {
+        let request = match what {
+            What::Assume { role, .. } | What::WebIdentity { role } => {
+                format!("assume the role {}", quote::name(role))
+            }
+            What::Caller => "say whose the host's keys are".into(),
+        };
+        return fault.transient(format!(
+            "AWS could not handle the request to {request} ({denial}); try again in a moment"
+        ));
+    }
     let lead = match what {
         What::Assume { role, .. } | What::WebIdentity { role } => {
             format!("AWS does not let the host assume the role {} ({denial})", quote::name(role))
         }
         What::Caller => format!("AWS does not accept the host's keys ({denial})"),
     };
-    if passes(code) || fault.is_transient() {
-        let lead = match what {
-            What::Assume { role, .. } | What::WebIdentity { role } => {
-                format!(
-                    "AWS could not handle the request to assume the role {} ({denial})",
-                    quote::name(role)
-                )
-            }
-            What::Caller => format!("AWS could not handle the request to check the host's keys ({denial})"),
-        };
-        return fault.transient(format!("{lead}; try again in a moment"));
-    }
     SourceError::refused(Reason::advice(format!("{lead}: {}", advice(code, what))))
 }
 

@@ -143,6 +143,18 @@ fn kept_containers_run_on_without_identity() {
     assert_eq!(container.inspect("{{.State.Running}}"), "true");
 }
 
+#[test]
+fn kept_containers_run_on_after_a_signal() {
+    let script = with_image(&format!("trap 'exit 9' TERM; {STARTS_ONE} & wait"));
+    let mut run = Running::run(&["--all", "--keep"], &["sh", "-c", &script]);
+    until("a container", Duration::from_secs(20), || run.out().lines().count() == 1);
+    let container = Container(run.out().trim().into());
+    run.signal("-TERM");
+    assert_eq!(run.wait(Duration::from_secs(20)), 9, "{}", run.err());
+    assert!(run.err().contains("ending: no new containers, running ones are kept; press"), "{}", run.err());
+    assert_eq!(container.inspect("{{.State.Running}}"), "true");
+}
+
 /// Ctrl-C at a terminal: the terminal signals the whole process group. After the first one, kfp still waits
 /// for its iterations and starts more; the third ends the session.
 #[test]
