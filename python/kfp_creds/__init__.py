@@ -1,4 +1,4 @@
-"""Short-lived Google credentials for containers of locally run Kubeflow pipelines, and no key in any of them.
+"""Short-lived cloud credentials for containers of locally run Kubeflow pipelines, and no key in any of them.
 
     import kfp_creds
 

@@ -120,8 +120,8 @@ What comes after `--` or after the first word of the command of `run` belongs to
 |---|---|---|
 | 0 | all but `run` | success |
 | 1 | `scan`, `conformance` | `scan` found a key, or `conformance` found a deviation |
-| 64 | all but `run` | wrong use of the command line; a target, container or input file that does not exist or cannot be used; or `--yes` is missing for a `cut-off` that disables or denies something |
-| 66 | all but `run` | no usable credential, or a file that does not exist |
+| 64 | all but `run` | wrong use of the command line; a target, container or file that does not exist or cannot be used, but for the row 66; or `--yes` is missing for a `cut-off` that disables or denies something |
+| 66 | all but `run` | no usable credential, or `explain FILE` names a file that does not exist |
 | 69 | all but `run` | the engine, a session or the target cannot be reached |
 | 70 | all but `run` | a bug in kfp-creds |
 | 77 | all but `run` | not permitted, or `scan` found no key but could not read everything |
